@@ -1,0 +1,51 @@
+# `make` alone explains itself. Everything runs in .venv, which `make setup` builds.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-system simulate test lint format clean
+
+PYTHON     ?= python3
+SIMULATION ?= 3_hospitals
+RUN_CONFIG ?=
+PYTEST_ARGS ?=
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+help: ## Show this help
+	@echo "JointDiff. Commands:"
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "%-22s %s\n", $$1, $$2}'
+	@echo
+	@echo "  make simulate RUN_CONFIG=\"num-rounds=4 num-labels=24\"   set run-config keys (simulations/3_hospitals/README.md)"
+	@echo "  make simulate SIMULATION=3_hospitals                    choose a folder of simulations/"
+	@echo "  make test PYTEST_ARGS=\"-k statistics\"                   run some tests; -m slow, -m gpu for the others"
+
+setup: $(STAMP) ## Build .venv and install JointDiff with its development tools (idempotent)
+
+$(STAMP): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+setup-system: ## Install what only deployment and browser tests need (Debian, Ubuntu: nginx, chromium)
+	sudo apt-get update
+	sudo apt-get install --yes nginx chromium
+
+simulate: $(STAMP) ## Train three hospitals together and write the report
+	@$(BIN)/jointdiff-simulate $(SIMULATION) $(if $(strip $(RUN_CONFIG)),--run-config '$(RUN_CONFIG)')
+
+test: $(STAMP) ## Run the tests
+	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check style, types and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## Format the code and mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove caches and build leftovers (never a run, never .venv)
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,1 @@
+"""JointDiff inside a hospital: the Flower client and what a site keeps to itself."""

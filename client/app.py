@@ -1,0 +1,64 @@
+"""The Flower ClientApp: unpack the message, hand it to `client.round`, pack the answer. Nothing else happens here.
+
+Names of the records: "instructions" (a config record with one JSON text) and "arrays" on the way in; "report" and
+"arrays" on the way out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+
+from client import border
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, _context: Context) -> Message:
+    """Train on the site's images; weights go back."""
+    return _answer(message)
+
+
+@app.evaluate()
+def evaluate(message: Message, _context: Context) -> Message:
+    """Predict the site's test images; mergeable statistics go back."""
+    return _answer(message)
+
+
+@app.query("describe")
+def describe(message: Message, _context: Context) -> Message:
+    """Say who this site is: class table and device."""
+    return _answer(message)
+
+
+@app.query("head")
+def head(message: Message, _context: Context) -> Message:
+    """Compute the statistics that solve the classifier head."""
+    return _answer(message)
+
+
+@app.query("explain")
+def explain(message: Message, _context: Context) -> Message:
+    """Make the site's gallery; grades alone go back."""
+    return _answer(message)
+
+
+def _answer(message: Message) -> Message:
+    records = message.content.config_records
+    text = str(records["instructions"]["json"]) if "instructions" in records else ""
+    report, tensors = border.answer(text, lambda: _unpack(message.content))
+    content = RecordDict({"report": ConfigRecord({"json": report.to_json()}), "arrays": _pack(tensors)})
+    return Message(content, reply_to=message)
+
+
+def _unpack(content: RecordDict) -> dict[str, np.ndarray]:
+    arrays = content.array_records.get("arrays", {})
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+def _pack(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in tensors.items()})

@@ -1,0 +1,50 @@
+"""What a site must remember from round to round (optimiser moments, thresholds): on its own disk, one file a round.
+
+Flower's own context.state is lost when a SuperNode restarts. Two versions are kept, so that a round which the server
+repeats starts from the same state as the first time.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from jointdiff.storage import atomic_path
+
+_FILE = re.compile(r"round-(\d+)\.safetensors")
+_NUM_KEPT = 2
+
+
+def save(site_folder: Path, run_name: str, round_number: int, tensors: dict[str, torch.Tensor]) -> Path:
+    """Write the state after `round_number` atomically, and drop all but it and the newest older one."""
+    path = _folder(site_folder, run_name) / f"round-{round_number:04d}.safetensors"
+    with atomic_path(path) as temporary:
+        # A copy of its own for every tensor: safetensors refuses tensors that share memory.
+        save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
+    versions = _versions(site_folder, run_name)
+    kept = [number for number in sorted(versions) if number <= round_number][-_NUM_KEPT:]
+    for number, old in versions.items():
+        if number not in kept:  # also rounds after this one: they belong to a future that was given up
+            old.unlink(missing_ok=True)
+    return path
+
+
+def load(site_folder: Path, run_name: str, *, before: int) -> dict[str, torch.Tensor] | None:
+    """Return the newest state of a round before `before`, or None where the site has not trained in this run yet.
+
+    A site that missed rounds goes on from its last one.
+    """
+    versions = {number: path for number, path in _versions(site_folder, run_name).items() if number < before}
+    return load_file(versions[max(versions)]) if versions else None
+
+
+def _folder(site_folder: Path, run_name: str) -> Path:
+    return Path(site_folder) / "state" / run_name
+
+
+def _versions(site_folder: Path, run_name: str) -> dict[int, Path]:
+    found = ((_FILE.fullmatch(path.name), path) for path in _folder(site_folder, run_name).glob("round-*.safetensors"))
+    return {int(match[1]): path for match, path in found if match}

@@ -1,0 +1,1 @@
+"""YAML presets, read as package data (importlib.resources)."""

@@ -1,0 +1,86 @@
+"""Weak and strong views of whole batches, with random parameters of their own for every image.
+
+Runs on the device of the images; grey and RGB alike; every draw comes from the given generator.
+Shapes: images [B,C,H,W] in [-1,1].
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch.nn import functional as F
+
+
+def _uniform(low: float, high: float, count: int, like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    draw = torch.rand(count, generator=generator, device=generator.device).to(like.device)
+    return low + (high - low) * draw
+
+
+def warp(
+    x: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float,
+    shift: float,
+    zoom: float,
+    flip: bool,
+) -> torch.Tensor:
+    """Rotate, shift, zoom and mirror every image by amounts of its own, in one bilinear resampling.
+
+    Args:
+        degrees: Rotation in [-degrees, degrees].
+        shift: In [-shift, shift], as a share of the side.
+        zoom: Factor in [1 - zoom, 1 + zoom].
+        flip: Mirror left and right with probability 1/2.
+    """
+    n = len(x)
+    angle = _uniform(-degrees, degrees, n, x, generator) * (math.pi / 180)
+    scale = _uniform(1 - zoom, 1 + zoom, n, x, generator)
+    mirror = (_uniform(0, 1, n, x, generator) < 0.5).float() * -2 + 1 if flip else torch.ones_like(angle)
+    dx, dy = (2 * _uniform(-shift, shift, n, x, generator) for _ in range(2))
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    theta = torch.stack([cos * mirror, -sin, dx, sin * mirror, cos, dy], dim=1).view(n, 2, 3)
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def recolour(x: torch.Tensor, generator: torch.Generator, *, strength: float) -> torch.Tensor:
+    """Change gain, brightness and gamma of every image by amounts of its own.
+
+    Args:
+        strength: 0 disables; 1 = gain 0.5 to 1.5, brightness +-0.5 of half the range, gamma 0.5 to 2.
+    """
+    n = len(x)
+    gain = _uniform(1 - 0.5 * strength, 1 + 0.5 * strength, n, x, generator).view(-1, 1, 1, 1)
+    offset = _uniform(-0.5 * strength, 0.5 * strength, n, x, generator).view(-1, 1, 1, 1)
+    gamma = (2.0 ** _uniform(-strength, strength, n, x, generator)).view(-1, 1, 1, 1)
+    unit = ((x + 1) / 2).clamp(1e-4, 1) ** gamma
+    centre = unit.mean(dim=(1, 2, 3), keepdim=True)
+    return (((unit - centre) * gain + centre) * 2 - 1 + offset).clamp(-1, 1)
+
+
+def cutout(x: torch.Tensor, generator: torch.Generator, *, share: float) -> torch.Tensor:
+    """Cover one square of every image with its mean (DeVries and Taylor 2017).
+
+    Args:
+        share: The square's side as a share of the image's, drawn in [0, share].
+    """
+    n, _, h, w = x.shape
+    half = _uniform(0, share / 2, n, x, generator).view(-1, 1, 1)
+    cy, cx = (_uniform(0, 1, n, x, generator).view(-1, 1, 1) for _ in range(2))
+    ys = (torch.arange(h, device=x.device).view(1, -1, 1) + 0.5) / h
+    xs = (torch.arange(w, device=x.device).view(1, 1, -1) + 0.5) / w
+    hole = ((ys - cy).abs() < half) & ((xs - cx).abs() < half)
+    return torch.where(hole[:, None], x.mean(dim=(2, 3), keepdim=True), x)
+
+
+def weak_view(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a view that keeps the label beyond doubt: a small shift and a mirror."""
+    return warp(x, generator, degrees=0, shift=0.06, zoom=0.0, flip=True)
+
+
+def strong_view(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Return a view that is hard to recognise: warped, recoloured, partly covered."""
+    x = warp(x, generator, degrees=15, shift=0.1, zoom=0.15, flip=True)
+    return cutout(recolour(x, generator, strength=0.6), generator, share=0.3)

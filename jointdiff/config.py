@@ -1,0 +1,255 @@
+"""The one strict configuration tree of a run: what is asked (RunConfig), which network, which training.
+
+Order, later wins: the dataclasses' defaults < YAML presets in configs/ < run-config keys.
+Keys are written in kebab-case wherever a user meets them (`num-rounds`), fields in snake_case.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import yaml
+
+from jointdiff.errors import ConfigError, nearest
+
+METHODS = ("joint", "two-stage", "fixmatch", "supervised")
+STRATEGIES = ("fedavg",)
+EVAL_SPLITS = ("test", "val")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What the user asks for: exactly the run-config keys of the simulations."""
+
+    dataset: str = "phantom"  # phantom[:variant] | a MedMNIST name | npz:PATH
+    data_root: str = ""  # folder of files already there; '' = medmnist's own default
+    image_size: int = 28  # pixels per side
+    num_hospitals: int = 3
+    num_labels: int = 12  # labels kept in all hospitals together; 0 = all
+    partition: str = "iid"  # iid | dirichlet:ALPHA | scanner | by-source
+    split_seed: int = 0  # drives partition and which labels are kept
+    seed: int = 0  # drives initial weights and training
+    method: str = "joint"  # joint | two-stage | fixmatch | supervised
+    num_rounds: int = 10
+    local_steps: int = 40  # optimiser steps per hospital and round
+    batch_size: int = 32  # images per step
+    strategy: str = "fedavg"
+    model: str = "auto"  # a name in configs/model/; auto = by image-size
+    preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
+    eval_split: str = "test"  # val = to choose settings without touching the test split
+    device: str = "auto"  # auto | cpu | cuda | cuda:N
+    explain: int = 64  # scans explained and graded per hospital at the end; 0 = none
+    run_name: str = ""  # '' = made from the data set, the method and the time
+    home: str = ""  # '' = $JOINTDIFF_HOME, else ~/.jointdiff
+    sites_home: str = ""  # '' = inside the run's folder; else sites keep their life across runs
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The joint UNet. Channels and size of the images come from the data."""
+
+    name: str = "unet-28"
+    channels: int = 1
+    image_size: int = 28
+    num_outputs: int = 2  # classes, or labels of a multi-label task
+    task: str = "multi-class"  # multi-class | multi-label
+    patch_size: int = 1  # pixels per side folded into channels before the first convolution
+    width: int = 16  # channels of the first level
+    multipliers: tuple[int, ...] = (1, 2, 4)  # width of each level
+    num_blocks: int = 1  # residual blocks per level (the decoder has one more)
+    attention_levels: tuple[int, ...] = (2,)  # levels with self-attention, 0 = full size
+    dropout: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a hospital trains. One YAML file in configs/training/ per method."""
+
+    schedule: str = "cosine"  # cosine | linear
+    prediction: str = "v"  # v | eps
+    num_timesteps: int = 1000
+    snr_gamma: float = 5.0  # min-SNR weighting of the denoising loss; 0 disables
+    diffusion_weight: float = 1.0
+    class_weight: float = 0.01  # w_c
+    pseudo_weight: float = 0.01  # w_u
+    warmup_fraction: float = 0.5  # share of the rounds with the denoising loss alone
+    pseudo_policy: str = "freematch"  # fixed | freematch
+    teacher: str = "global"  # global = server EMA, once per round | local = the model itself, every step
+    threshold: float = 0.95  # of the fixed policy
+    labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
+    unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
+    head: str = "ridge"  # ridge = solved on merged statistics after every round | gradient
+    ridge: float = 100.0  # L2 penalty of the solved head, on standardised features
+    learning_rate: float = 1e-3
+    lr_warmup_fraction: float = 0.05
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0  # norm; 0 disables
+    ema_decay: float = 0.5  # of the server's average over rounds; 0 disables
+    autocast: str = "auto"  # auto | bf16 | off
+
+
+@dataclass(frozen=True)
+class Config:
+    """The resolved configuration: saved in the run's folder, sent with every instruction."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Return nested plain dicts with kebab-case keys, fit for YAML and JSON."""
+        return {f.name: to_mapping(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_dict(cls, tree: Mapping[str, Any]) -> Config:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            ConfigError: A section or key is unknown, or a value has the wrong type.
+        """
+        sections = {"run": RunConfig, "model": ModelConfig, "training": TrainingConfig}
+        for key in tree:
+            if key not in sections:
+                raise ConfigError(f"Unknown section '{key}' in the configuration: {nearest(key, sections)}")
+        return cls(**{name: from_mapping(kind, tree.get(name, {}), name) for name, kind in sections.items()})
+
+
+T = TypeVar("T")
+
+
+def to_mapping(section: Any) -> dict[str, Any]:
+    """Return a dataclass as a dict with kebab-case keys; tuples become lists."""
+    items = {}
+    for f in fields(section):
+        value = getattr(section, f.name)
+        items[f.name.replace("_", "-")] = list(value) if isinstance(value, tuple) else value
+    return items
+
+
+def from_mapping(kind: type[T], values: Mapping[str, Any], where: str, base: T | None = None) -> T:
+    """Build `kind` from kebab-case keys over `base` (or its defaults), strictly.
+
+    Raises:
+        ConfigError: A key is unknown (the nearest one is named), or a value has the wrong type.
+    """
+    known = {f.name.replace("_", "-"): f.name for f in fields(kind)}  # type: ignore[arg-type]
+    hints = get_type_hints(kind)
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in known:
+            raise ConfigError(f"Unknown key '{key}' in {where}: {nearest(key, known)}")
+        changes[known[key]] = _coerce(value, hints[known[key]], f"{key} ({where})")
+    return dataclasses.replace(base or kind(), **changes)  # type: ignore[type-var]
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is int and isinstance(value, bool):
+        pass
+    elif hint in (int, float, str, bool) and isinstance(value, hint):
+        return value
+    elif hint == tuple[int, ...] and isinstance(value, list | tuple) and all(type(v) is int for v in value):
+        return tuple(value)
+    wanted = getattr(hint, "__name__", str(hint)) if hint != tuple[int, ...] else "list of int"
+    raise ConfigError(f"{name} must be of type {wanted}, not {type(value).__name__}: {value!r}")
+
+
+def preset_names(kind: str) -> list[str]:
+    """Return the names of the YAML presets in configs/`kind`/, sorted."""
+    folder = importlib.resources.files("configs") / kind
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_preset(kind: str, name: str) -> dict[str, Any]:
+    """Return configs/`kind`/`name`.yaml, or the YAML file that `name` is the path of.
+
+    Raises:
+        ConfigError: There is no such preset, or it is not a mapping.
+    """
+    if name.endswith((".yaml", ".yml")):
+        path = Path(name)
+        if not path.is_file():
+            raise ConfigError(f"The {kind} preset file does not exist: {name}")
+        text = path.read_text(encoding="utf-8")
+    elif name in (known := preset_names(kind)):
+        text = (importlib.resources.files("configs") / kind / f"{name}.yaml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"Unknown {kind} preset '{name}': {nearest(name, known)}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"The {kind} preset '{name}' is not valid YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"The {kind} preset '{name}' must be a mapping of keys to values.")
+    return tree
+
+
+def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Check the run-config keys and every value that can be checked without data.
+
+    Raises:
+        ConfigError: Unknown key, wrong type, or a value out of range; says what to do.
+    """
+    run = from_mapping(RunConfig, values, "run-config")
+    for key, low in (("num_hospitals", 1), ("num_rounds", 1), ("local_steps", 1), ("batch_size", 2),
+                     ("image_size", 8), ("num_labels", 0), ("seed", 0), ("split_seed", 0), ("explain", 0)):
+        if getattr(run, key) < low:
+            name = key.replace("_", "-")
+            raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
+    _one_of("method", run.method, METHODS)
+    _one_of("strategy", run.strategy, STRATEGIES)
+    _one_of("eval-split", run.eval_split, EVAL_SPLITS)
+    scheme, _, alpha = run.partition.partition(":")
+    _one_of("partition", scheme, ("iid", "dirichlet", "scanner", "by-source"))
+    if scheme == "dirichlet":
+        try:
+            positive = float(alpha) > 0
+        except ValueError:
+            positive = False
+        if not positive:
+            raise ConfigError(f"partition 'dirichlet:ALPHA' needs a positive number, not {alpha!r}: try dirichlet:0.5")
+    elif alpha:
+        raise ConfigError(f"partition '{scheme}' takes no value, but got {run.partition!r}.")
+    if run.run_name and not _NAME.fullmatch(run.run_name):
+        raise ConfigError(
+            f"run-name {run.run_name!r} must be 1 to 80 letters, digits, '.', '_' or '-', and begin with a letter or digit."
+        )
+    if run.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", run.device):
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {run.device!r}.")
+    return run
+
+
+def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ConfigError(f"Unknown {key} '{value}': {nearest(value, known)}")
+
+
+def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Config:
+    """Fill in presets: configs/model/<model>.yaml and configs/training/<preset or method>.yaml.
+
+    Args:
+        channels, num_outputs, task: What the data set says of itself.
+
+    Raises:
+        ConfigError: A preset is missing or holds an unknown key.
+    """
+    name = run.model if run.model != "auto" else _model_for(run.image_size)
+    data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
+    model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
+    preset = run.preset or run.method
+    training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
+    return Config(run=run, model=model, training=training)
+
+
+def _model_for(image_size: int) -> str:
+    if image_size <= 32:
+        return "unet-28"
+    return "unet-64" if image_size <= 64 else "unet-128"

@@ -1,0 +1,131 @@
+"""The classifier head, solved for all hospitals together from sums that each of them adds up over its own images.
+
+Ridge regression on standardised features: the sites send sums of features and of their products, never one image's
+features alone unless it is their only labelled one; the server adds the sums and solves. The solution is exactly that
+of pooled data. Shapes: features [N,D]; outputs K.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import nn
+
+LOGIT_SPREAD = 2.5  # standard deviation of a solved logit over all images
+
+
+def _pack(symmetric: np.ndarray) -> np.ndarray:
+    """Return the upper triangle of symmetric matrices [...,D,D] as [...,D(D+1)/2]: half the bytes."""
+    rows, columns = np.triu_indices(symmetric.shape[-1])
+    return symmetric[..., rows, columns]
+
+
+def _unpack(packed: np.ndarray, size: int) -> np.ndarray:
+    rows, columns = np.triu_indices(size)
+    full = np.zeros((*packed.shape[:-1], size, size))
+    full[..., rows, columns] = packed
+    full[..., columns, rows] = packed
+    return full
+
+
+def head_sums(features: np.ndarray, labels: np.ndarray, num_outputs: int) -> dict[str, np.ndarray]:
+    """Return the sums of one hospital, in float64; two hospitals' add up to those of their pooled images.
+
+    Args:
+        features: Of all training images, [N,D].
+        labels: int64 [N] or [N,K], -1 = unknown.
+    """
+    x = features.astype(np.float64)
+    sums = {"count": np.array(float(len(x))), "sum": x.sum(axis=0), "products": _pack(x.T @ x)}
+    if labels.ndim == 1:
+        known = labels >= 0
+        targets = np.eye(num_outputs)[labels[known]]
+    else:
+        known = (labels >= 0).all(axis=1)
+        targets = labels[known].astype(np.float64)
+    labelled = x[known]
+    if labels.ndim == 1:
+        groups = [labelled[targets[:, k] == 1] for k in range(num_outputs)]
+    else:
+        groups = [labelled]
+    sums["group_count"] = np.array([float(len(g)) for g in groups])
+    sums["group_sum"] = np.stack([g.sum(axis=0) for g in groups])
+    sums["group_products"] = _pack(np.stack([g.T @ g for g in groups]))
+    sums["target_sum"] = targets.sum(axis=0)
+    sums["target_products"] = labelled.T @ targets
+    return sums
+
+
+def add_sums(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return the sums over hospitals.
+
+    Raises:
+        ValueError: No part, or parts of different names or shapes.
+    """
+    if not parts:
+        raise ValueError("no sums to add")
+    first = parts[0]
+    for part in parts[1:]:
+        if part.keys() != first.keys() or any(part[k].shape != first[k].shape for k in first):
+            raise ValueError("sums of different names or shapes")
+    return {k: np.sum([p[k] for p in parts], axis=0) for k in first}
+
+
+def solve_head(sums: Mapping[str, np.ndarray], *, ridge: float, multi_label: bool) -> dict[str, torch.Tensor]:
+    """Solve the head from merged sums: class-balanced ridge regression on standardised features.
+
+    Args:
+        sums: From `head_sums`, added up.
+        ridge: L2 penalty per labelled image, on features of unit variance; > 0.
+
+    Returns:
+        The head's tensors: mean, scale [D]; weight [K,D]; bias [K], float32.
+    """
+    n = float(sums["count"])
+    mean = sums["sum"] / n
+    covariance = _unpack(sums["products"], len(mean)) / n - np.outer(mean, mean)
+    scale = np.sqrt(np.clip(np.diag(covariance), 1e-8, None))
+    covariance = covariance / np.outer(scale, scale)
+    counts, group_sum, group_products = (
+        sums["group_count"],
+        sums["group_sum"],
+        _unpack(sums["group_products"], len(mean)),
+    )
+    present = counts > 0
+    weights = np.where(present, 1 / np.clip(counts, 1, None), 0) / max(1, present.sum())
+    x_mean = (weights @ group_sum - mean) / scale
+    raw = np.einsum("g,gij->ij", weights, group_products)
+    first = weights @ group_sum
+    second = (raw - np.outer(first, mean) - np.outer(mean, first) + np.outer(mean, mean)) / np.outer(scale, scale)
+    gram = second - np.outer(x_mean, x_mean)
+    if multi_label:
+        total = max(1.0, float(counts[0]))
+        y_mean = sums["target_sum"] / total
+        cross = (sums["target_products"] / total - np.outer(mean, y_mean)) / scale[:, None] - np.outer(x_mean, y_mean)
+    else:
+        y_mean = np.where(present, 1 / max(1, present.sum()), 0)
+        class_means = np.where(present[:, None], group_sum / np.clip(counts, 1, None)[:, None] - mean, 0) / scale
+        cross = class_means.T * y_mean - np.outer(x_mean, y_mean)
+    weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), cross)
+    bias = y_mean - x_mean @ weight
+    if not multi_label:  # softmax ignores what all logits share
+        weight, bias = weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()
+        spread = np.sqrt(np.einsum("dk,de,ek->", weight, covariance, weight) / max(1, weight.shape[1] - 1))
+        factor = LOGIT_SPREAD / max(float(spread), 1e-12) / np.sqrt(2)
+        weight, bias = weight * factor, bias * factor
+    else:
+        spread = np.sqrt(np.clip(np.einsum("dk,de,ek->k", weight, covariance, weight), 1e-24, None))
+        weight, bias = weight / spread * LOGIT_SPREAD, (bias - 0.5) / spread * LOGIT_SPREAD
+    return {
+        "head.mean": torch.from_numpy(mean).float(),
+        "head.scale": torch.from_numpy(scale).float(),
+        "head.linear.weight": torch.from_numpy(weight.T.copy()).float(),
+        "head.linear.bias": torch.from_numpy(bias).float(),
+    }
+
+
+def put_head(model: nn.Module, head: Mapping[str, torch.Tensor]) -> None:
+    """Write a solved head into a model, in place."""
+    model.load_state_dict(dict(head), strict=False)

@@ -1,0 +1,66 @@
+"""What server and site say to each other, as plain data: no Flower types, no tensors.
+
+A message is one of five kinds. Beside these fields only model tensors and merged statistics travel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+DESCRIBE = "describe"  # who are you: class table, device
+TRAIN = "train"  # local steps on the weights sent
+HEAD = "head"  # statistics that solve the classifier head
+EVALUATE = "evaluate"  # statistics of the predictions on the site's test images
+EXPLAIN = "explain"  # make the site's gallery; grades alone come back
+KINDS = (DESCRIBE, TRAIN, HEAD, EVALUATE, EXPLAIN)
+
+
+@dataclass(frozen=True)
+class RoundInstructions:
+    """What the server asks of one hospital."""
+
+    kind: str  # one of KINDS
+    run_name: str
+    hospital: str  # name, e.g. "hospital-1"
+    hospital_index: int  # 0-based
+    round: int  # 1-based; 0 before the first
+    config: Mapping[str, Any]  # jointdiff.config.Config.to_dict()
+    site_folder: str  # absolute; simulation only ('' in deployment: the site's own home)
+    code_version: str
+    code_hash: str  # jointdiff.identity.code_hash()
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RoundInstructions:
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one hospital answers, beside tensors."""
+
+    hospital: str
+    status: str = "ok"  # ok | refused | failed
+    reason: str = ""  # safe text: no path, no file name, no data
+    num_images: int = 0
+    num_labels: int = 0
+    duration_s: float = 0.0
+    device: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)  # scalars by name
+    table: Mapping[str, Any] = field(default_factory=dict)  # DESCRIBE: the class table
+
+    def to_json(self) -> str:
+        """Return one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> RoundReport:
+        """Read what `to_json` wrote."""
+        return cls(**json.loads(text))

@@ -1,0 +1,215 @@
+"""The referee: an independent classifier that judges samples and counterfactuals.
+
+A plain residual network (GroupNorm, no time embedding, no diffusion), trained with *all* labels of the official train
+split. It shares neither architecture nor weights nor training data's scarcity with the model it judges. Only for data
+whose labels are free to use: phantoms and public sets. In a deployment no hospital has one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_safetensors
+from torch import nn
+
+from jointdiff.statistics import ClassificationStatistics
+from jointdiff.storage import write_atomic
+
+if TYPE_CHECKING:
+    from jointdiff.data import ImageSet
+
+VERSION = "referee-1"
+STEPS = 600
+_BATCH_SIZE = 64
+_WIDTH = 24
+_MAX_SIDE = 32  # larger images are halved by strided convolutions until no side is longer
+
+
+class _Block(nn.Module):
+    """x -> x + conv(gelu(norm(conv(gelu(norm(x)))))), with a stride and a 1 x 1 shortcut where the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.short = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs or stride != 1 else nn.Identity()
+        self.stride = stride
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+        h = self.conv2(F.gelu(self.norm2(self.conv1(F.gelu(self.norm1(x))))))
+        return h + self.short(F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x)
+
+
+class _Network(nn.Module):
+    def __init__(self, channels: int, num_outputs: int, image_size: int) -> None:
+        super().__init__()
+        halvings = max(0, (image_size - 1) // _MAX_SIDE).bit_length()
+        widths = [max(8, _WIDTH // 2 ** (halvings - i) // 8 * 8) for i in range(halvings)] + [_WIDTH]
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.reduce = nn.Sequential(*(_Block(a, b, 2) for a, b in zip(widths[:-1], widths[1:], strict=True)))
+        w = _WIDTH
+        self.blocks = nn.Sequential(_Block(w, w, 1), _Block(w, 2 * w, 2), _Block(2 * w, 2 * w, 1), _Block(2 * w, 4 * w, 2))
+        self.norm = nn.GroupNorm(8, 4 * w)
+        self.head = nn.Linear(8 * w, num_outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map images [B, C, H, W] in [-1, 1] to logits [B, K]."""
+        h = F.gelu(self.norm(self.blocks(self.reduce(self.stem(x)))))
+        # The greatest response beside the mean: a lesion is small, and a mean over the scan drowns it.
+        return self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))
+
+
+@dataclass(frozen=True)
+class Referee:
+    """A trained referee; call it with images to get probabilities."""
+
+    network: nn.Module
+    task: str  # multi-class | multi-label
+    device: torch.device
+
+    @torch.no_grad()
+    def predict(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
+        """Return probabilities, float32 [N, K], of images uint8 [N, H, W, C]."""
+        self.network.eval()
+        logits = [
+            self.network(_to_tensor(images[i : i + batch_size], self.device)) for i in range(0, len(images), batch_size)
+        ]
+        if not logits:
+            return np.zeros((0, self.network.head.out_features), np.float32)  # type: ignore[union-attr]
+        both = torch.cat(logits).float()
+        probs = both.sigmoid() if self.task == "multi-label" else both.softmax(1)
+        return probs.cpu().numpy()
+
+    __call__ = predict
+
+    def accuracy(self, images: ImageSet) -> float | None:
+        """Return the referee's own accuracy on labelled images: print it wherever the referee is used."""
+        probs = self.predict(images.images)
+        return ClassificationStatistics.from_predictions(probs, images.labels, task=self.task).finish()["accuracy"]
+
+
+def train_referee(
+    train: ImageSet,
+    num_outputs: int,
+    task: str,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    device: torch.device | str = "cpu",
+) -> Referee:
+    """Train a referee on every labelled image of `train`; about 30 s on two cores at 28 px.
+
+    Args:
+        train: The official train split with all its labels; images without a label (-1) are left out.
+        num_outputs: Classes, or labels of a multi-label task.
+        task: multi-class or multi-label.
+        seed: Of the initial weights, the batches and the augmentation.
+        steps: Optimiser steps of 64 images.
+
+    Raises:
+        ValueError: There is no labelled image.
+    """
+    device = torch.device(device)
+    known = train.labels >= 0 if train.labels.ndim == 1 else (train.labels >= 0).all(axis=1)
+    images, labels = train.images[known], torch.from_numpy(train.labels[known])
+    if len(images) == 0:
+        raise ValueError("A referee needs labelled images, and the train split has none.")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _Network(images.shape[3], num_outputs, max(images.shape[1:3])).to(device)
+    optimiser = torch.optim.AdamW(network.parameters(), lr=1e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, max_lr=4e-3, total_steps=steps, pct_start=0.2)
+    network.train()
+    order = torch.empty(0, dtype=torch.int64)
+    for _ in range(steps):
+        while len(order) < _BATCH_SIZE:  # every image once before any image twice
+            order = torch.cat([order, torch.randperm(len(images), generator=generator)])
+        batch, order = order[:_BATCH_SIZE], order[_BATCH_SIZE:]
+        x = _augment(_to_tensor(images[batch.numpy()], torch.device("cpu")), generator).to(device)
+        logits, y = network(x), labels[batch].to(device)
+        if task == "multi-label":
+            loss = F.binary_cross_entropy_with_logits(logits, y.float())
+        else:
+            loss = F.cross_entropy(logits, y)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimiser.step()
+        schedule.step()
+    return Referee(network.eval(), task, device)
+
+
+def cached_referee(
+    home: Path,
+    train: ImageSet,
+    num_outputs: int,
+    task: str,
+    *,
+    seed: int = 0,
+    steps: int = STEPS,
+    device: torch.device | str = "cpu",
+) -> Referee:
+    """Return the referee of this very data from HOME/referees/, or train it and keep it there.
+
+    A cached file that is damaged is replaced. Arguments as `train_referee`.
+    """
+    device = torch.device(device)
+    facts = f"{VERSION} {num_outputs} {task} {seed} {steps} {train.images.shape}"
+    path = home / "referees" / f"{_fingerprint(train, facts)[:32]}.safetensors"
+    network = _Network(train.images.shape[3], num_outputs, max(train.images.shape[1:3]))
+    if path.is_file():
+        try:
+            network.load_state_dict(_read(path, facts))
+            return Referee(network.to(device).eval(), task, device)
+        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+            logging.getLogger(__name__).warning("The cached referee is damaged (%s): training a new one.", error)
+    referee = train_referee(train, num_outputs, task, seed=seed, steps=steps, device=device)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in referee.network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, to_safetensors(state, metadata={"facts": facts}))
+    return referee
+
+
+def _read(path: Path, facts: str) -> Mapping[str, torch.Tensor]:
+    with safe_open(str(path), framework="pt", device="cpu") as file:
+        if (file.metadata() or {}).get("facts") != facts:
+            raise ValueError("it is the referee of something else")
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
+def _fingerprint(train: ImageSet, facts: str) -> str:
+    digest = hashlib.sha256(facts.encode())
+    digest.update(np.ascontiguousarray(train.images))
+    digest.update(np.ascontiguousarray(train.labels))
+    return digest.hexdigest()
+
+
+def _to_tensor(images: np.ndarray, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2))).to(device).float() / 127.5 - 1
+
+
+def _augment(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Flip, shift, scale brightness and contrast of every image by its own draw; [B, C, H, W] in [-1, 1]."""
+    n, side = len(x), max(x.shape[2:])
+    draws = torch.rand(5, n, generator=generator)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0], theta[:, 1, 1] = torch.where(draws[0] < 0.5, -1.0, 1.0), 1.0
+    # Whole pixels: interpolation would blur away a faint lesion.
+    reach = max(1, side // 14)
+    theta[:, :, 2] = ((draws[1:3] * (2 * reach + 1)).floor() - reach).T * 2 / torch.tensor([x.shape[3], x.shape[2]])
+    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, mode="nearest", padding_mode="border", align_corners=False)
+    contrast, brightness = 0.8 + 0.4 * draws[3], 0.3 * (draws[4] - 0.5)
+    return x * contrast[:, None, None, None] + brightness[:, None, None, None]

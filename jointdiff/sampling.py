@@ -1,0 +1,178 @@
+"""Samplers, one function each, all with the same first arguments: (denoise, x, timesteps, alpha_bar).
+
+`denoise(x_t, t)` returns the estimate of x_0 (`denoiser` makes one of a model); guidance wraps a denoiser and returns
+another. `timesteps` is a falling list of ints; x is [B,C,H,W]; alpha_bar is [T]. `callback(i, x)` is called after
+every step and is the only hook.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from jointdiff.diffusion import to_eps, to_x0
+from jointdiff.model import JointModel, pool
+
+Denoiser = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+LogProb = Callable[[torch.Tensor], torch.Tensor]
+Callback = Callable[[int, torch.Tensor], None]
+
+
+def spaced_timesteps(num_steps: int, start: int) -> list[int]:
+    """Return at most `num_steps` timesteps from `start` down to 0, evenly spaced.
+
+    >>> spaced_timesteps(4, 999)
+    [999, 666, 333, 0]
+    """
+    if num_steps == 1:
+        return [start]
+    return sorted({round(start * i / (num_steps - 1)) for i in range(num_steps)}, reverse=True)
+
+
+def denoiser(model: JointModel, alpha_bar: torch.Tensor, *, prediction: str) -> Denoiser:
+    """Return the model's estimate of x_0, clamped to the range of images."""
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return to_x0(model.denoise(x, t), x, t, alpha_bar, prediction=prediction).clamp(-1, 1)
+
+    return denoise
+
+
+def guide_input(denoise: Denoiser, log_prob: LogProb, alpha_bar: torch.Tensor, *, scale: float | torch.Tensor) -> Denoiser:
+    """Guide on the input: move the estimate of x_0 up the gradient of log p(wanted | x_0).
+
+    Classifier guidance (Dhariwal and Nichol 2021) adds (1-a)/sqrt(a) * grad_{x_t} log p to the estimate of x_0. Here
+    the gradient is taken at the estimate itself, where the classifier was trained, and not through the denoiser
+    (as in FastDiME, Weng et al. 2024): x_0 <- x_0 + scale * sqrt(1-a) * grad_{x_0} log p(x_0).
+
+    Args:
+        log_prob: Maps x_0 [B,C,H,W] to the objective of each record [B].
+        scale: >= 0, for all or for each record [B]; 0 disables.
+    """
+
+    def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x0 = denoise(x, t)
+        with torch.enable_grad():
+            leaf = x0.detach().requires_grad_(True)
+            (gradient,) = torch.autograd.grad(log_prob(leaf).sum(), leaf)
+        strength = torch.as_tensor(scale, device=x.device, dtype=x.dtype).view(-1, 1, 1, 1)
+        noise = (1 - alpha_bar[t]).sqrt().view(-1, 1, 1, 1)
+        return (x0 + strength * noise * gradient).clamp(-1, 1)
+
+    return guided
+
+
+def guided_representations(
+    model: JointModel,
+    alpha_bar: torch.Tensor,
+    log_prob: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    scale: float,
+    prediction: str,
+) -> Denoiser:
+    """Guide on the shared representations, the paper's own idea (Deja et al. 2023, section 4.3).
+
+    Every encoder map h moves up the gradient of log p(wanted | pool(h)) before it is decoded:
+    h <- h + scale * |h| * grad / |grad|, norms per record over all maps. So `scale` is the relative length of the
+    step, the sign is that of ascent, and it enters once.
+
+    Args:
+        log_prob: Maps logits [B,K] to the objective of each record [B].
+        scale: >= 0; 0 disables.
+    """
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        emb = model.unet.embed(t)
+        with torch.enable_grad():
+            maps = [m.detach().requires_grad_(True) for m in model.unet.encode(x, emb)]
+            objective = log_prob(model.head(pool(maps))).sum()
+            gradients = torch.autograd.grad(objective, maps)
+        length, steep = (
+            torch.stack([m.float().square().sum(dim=(1, 2, 3)) for m in group]).sum(dim=0).sqrt()
+            for group in (maps, gradients)
+        )
+        step = (scale * length / steep.clamp(min=1e-12)).view(-1, 1, 1, 1)
+        moved = [m.detach() + step * g for m, g in zip(maps, gradients, strict=True)]
+        return to_x0(model.unet.decode(moved, emb), x, t, alpha_bar, prediction=prediction).clamp(-1, 1)
+
+    return denoise
+
+
+def _batch(t: int, x: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(x),), t, device=x.device, dtype=torch.int64)
+
+
+def sample_ddpm(
+    denoise: Denoiser,
+    x: torch.Tensor,
+    timesteps: Sequence[int],
+    alpha_bar: torch.Tensor,
+    *,
+    generator: torch.Generator,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """Ancestral sampling (Ho et al. 2020) over the given timesteps: DDIM with eta = 1."""
+    return sample_ddim(denoise, x, timesteps, alpha_bar, eta=1.0, generator=generator, callback=callback)
+
+
+def sample_ddim(
+    denoise: Denoiser,
+    x: torch.Tensor,
+    timesteps: Sequence[int],
+    alpha_bar: torch.Tensor,
+    *,
+    eta: float = 0.0,
+    generator: torch.Generator | None = None,
+    callback: Callback | None = None,
+) -> torch.Tensor:
+    """DDIM sampling (Song et al. 2021), deterministic when eta is 0.
+
+    Args:
+        x: x_t at timesteps[0].
+        eta: Share of the ancestral noise, 0 to 1; above 0 a generator is needed.
+
+    Returns:
+        x_0 [B,C,H,W].
+
+    Raises:
+        ValueError: eta > 0 without a generator.
+    """
+    if eta > 0 and generator is None:
+        raise ValueError("eta > 0 draws noise: give a generator")
+    for i, t in enumerate(timesteps):
+        tb = _batch(t, x)
+        x0 = denoise(x, tb)
+        if i + 1 == len(timesteps):
+            x = x0
+        else:
+            a, a_next = alpha_bar[t], alpha_bar[timesteps[i + 1]]
+            eps = to_eps(x0, x, tb, alpha_bar)
+            sigma = eta * ((1 - a_next) / (1 - a) * (1 - a / a_next)).sqrt()
+            x = a_next.sqrt() * x0 + (1 - a_next - sigma**2).clamp(min=0).sqrt() * eps
+            if eta > 0:
+                assert generator is not None
+                noise = torch.randn(x.shape, generator=generator, device=generator.device)
+                x = x + sigma * noise.to(x)
+        if callback is not None:
+            callback(i, x)
+    return x
+
+
+def invert_ddim(
+    denoise: Denoiser, x: torch.Tensor, timesteps: Sequence[int], alpha_bar: torch.Tensor
+) -> torch.Tensor:
+    """DDIM run backwards: the noise that leads to these images (Song et al. 2021), at timesteps[0].
+
+    Args:
+        x: Clean images.
+        timesteps: Falling, as the sampler will walk them; walked here from the end.
+    """
+    rising = list(timesteps)[::-1]
+    for t, t_next in zip(rising, rising[1:], strict=False):
+        tb = _batch(t, x)
+        x0 = denoise(x, tb)
+        eps = to_eps(x0, x, tb, alpha_bar)
+        a_next = alpha_bar[t_next]
+        x = a_next.sqrt() * x0 + (1 - a_next).sqrt() * eps
+    return x

@@ -1,0 +1,193 @@
+"""Where a run lives on disk, and how a file gets there whole: JOINTDIFF_HOME, runs/<name>/, atomic writes.
+
+Every path that leaves this module is absolute: Flower's daemon keeps the working directory of its first run, so a
+relative path means another place there than in the user's terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jointdiff.errors import RunError
+
+HOME_VARIABLE = "JOINTDIFF_HOME"
+DEFAULT_HOME = "~/.jointdiff"
+LATEST = "latest"
+_RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+
+
+def home(run_home: str = "") -> Path:
+    """Return the folder that holds the runs, made if needed: `run_home`, else $JOINTDIFF_HOME, else ~/.jointdiff.
+
+    Args:
+        run_home: The run-config key `home`; '' leaves the choice to the environment.
+
+    Raises:
+        RunError: The folder cannot be made or written.
+    """
+    chosen = run_home or os.environ.get(HOME_VARIABLE, "") or DEFAULT_HOME
+    origin = "home" if run_home else HOME_VARIABLE if os.environ.get(HOME_VARIABLE) else "the default home"
+    folder = Path(os.path.abspath(os.path.expanduser(chosen)))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        # A trial file, not os.access: only writing tells about read-only mounts and full disks.
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".writable-"):
+            pass
+    except OSError as error:
+        raise RunError(
+            f"The home folder {folder} ({origin}) cannot be written: {error.strerror or error}. "
+            f"Runs, checkpoints and reports go there. Choose another with home=/some/folder or {HOME_VARIABLE}."
+        ) from error
+    return folder
+
+
+def run_path(home_folder: Path, run_name: str) -> Path:
+    """Return HOME/runs/<run_name>, whether it is there or not.
+
+    Raises:
+        RunError: The name would leave the folder of the runs, or is the name of the link to the newest.
+    """
+    if run_name == LATEST or not _RUN_NAME.fullmatch(run_name):
+        raise RunError(
+            f"run-name {run_name!r} must be 1 to 80 letters, digits, '.', '_' or '-', begin with a letter or digit, "
+            f"and not be '{LATEST}'."
+        )
+    return Path(os.path.abspath(home_folder)) / "runs" / run_name
+
+
+def create_run(home_folder: Path, run_name: str) -> Path:
+    """Make the folder of a new run, HOME/runs/<run_name>/, and point runs/latest at it.
+
+    Raises:
+        RunError: A run of that name is there already, or the folder cannot be made.
+    """
+    folder = run_path(home_folder, run_name)
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir()  # mkdir is atomic: of two runs that start at once with one name, one is refused
+    except FileExistsError as error:
+        raise RunError(
+            f"A run named '{run_name}' is there already: {folder}. Nothing was touched. "
+            "Choose another run-name, or carry that run on with `resume`."
+        ) from error
+    except OSError as error:
+        raise RunError(f"The run's folder {folder} cannot be made: {error.strerror or error}. Choose another home.") \
+            from error
+    _point_latest(folder)
+    return folder
+
+
+def _point_latest(folder: Path) -> None:
+    """Swap runs/latest to `folder` in one step; a file system without links goes without it."""
+    link = folder.parent / LATEST
+    fresh = folder.parent / f".{LATEST}-{folder.name}-{os.getpid()}"
+    with contextlib.suppress(OSError):
+        fresh.symlink_to(folder.name, target_is_directory=True)
+        os.replace(fresh, link)
+    with contextlib.suppress(OSError):
+        fresh.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; when the block ends well it becomes `path`, in one step and durably.
+
+    For writers that want a file name (safetensors, Pillow). When the block raises, `path` is as it was before.
+    """
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: a report should be as readable as any file
+        _sync(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+def write_atomic(path: Path, content: bytes | str) -> Path:
+    """Write a whole file, or leave what was there: temporary file beside it, fsync, rename, fsync of the folder.
+
+    Args:
+        content: Text is written as UTF-8, with its line ends as they are.
+
+    Returns:
+        The absolute path.
+    """
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+    return Path(os.path.abspath(path))
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """Write `value` as indented JSON, atomically. NaN and infinities become null: they are not JSON.
+
+    Raises:
+        TypeError: A value has no JSON form.
+    """
+    return write_atomic(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        RunError: The file is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RunError(f"{path} is missing. Is this the folder of a finished run?") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read as JSON: {error}. The file is damaged; look for a backup.") from error
+
+
+def plain(value: Any) -> Any:
+    """Return `value` in JSON's own types: numpy scalars and arrays, tuples, sets and paths too; non-finite is None.
+
+    >>> plain({"auc": float("nan"), "size": (28, 28)})
+    {'auc': None, 'size': [28, 28]}
+    """
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else None  # inf - inf and nan - nan are nan
+    if isinstance(value, dict):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if hasattr(value, "tolist"):  # numpy scalars and arrays, torch tensors, without importing either
+        return plain(value.tolist())
+    raise TypeError(f"{type(value).__name__} has no JSON form: {value!r}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk, so that a power cut cannot undo the rename."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:
+        if not path.is_dir():  # some network file systems cannot sync a folder; a file must be
+            raise
+    finally:
+        os.close(handle)

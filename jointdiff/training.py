@@ -1,0 +1,256 @@
+"""One hospital's share of one round: some local steps on the joint loss, from the weights the server sent.
+
+The page to read first: draw a batch, add up the three terms of the loss, step.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from jointdiff import diffusion, losses, pseudo_labels
+from jointdiff.augment import strong_view, weak_view
+from jointdiff.config import Config, TrainingConfig
+from jointdiff.data.base import ImageSet
+from jointdiff.errors import ConfigError
+from jointdiff.evaluation import predict
+from jointdiff.model import JointModel, to_network
+from jointdiff.reproducibility import generator_for
+from jointdiff.schedule import SCHEDULES
+
+State = Mapping[str, torch.Tensor]
+
+
+def select_device(name: str) -> torch.device:
+    """Return the device that a configuration names; `auto` takes the first GPU, else the CPU.
+
+    Raises:
+        ConfigError: A GPU is asked for and there is none.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device '{name}' was asked for, but torch sees no GPU here: use device=auto or cpu.")
+    return torch.device(name)
+
+
+def autocast_for(device: torch.device, setting: str) -> AbstractContextManager[None]:
+    """Return the context of mixed precision: bf16 where the hardware computes it faster than fp32.
+
+    Args:
+        setting: auto | bf16 | off. A CPU without bf16 instructions emulates them, ten times slower than fp32:
+            auto leaves it alone.
+    """
+    fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+        fast = bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+    enabled = setting == "bf16" or (setting == "auto" and fast)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def learning_rate_at(step: int, num_steps: int, training: TrainingConfig) -> float:
+    """Return the learning rate of a 0-based step of the whole run: linear warm-up, then half a cosine to 0."""
+    rise = min(1.0, (step + 1) / max(1.0, training.lr_warmup_fraction * num_steps))
+    return training.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / num_steps))
+
+
+@dataclass(frozen=True)
+class _Weights:
+    diffusion: float
+    label: float
+    pseudo: float
+
+
+def term_weights(config: Config, round_number: int) -> _Weights:
+    """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone."""
+    t = config.training
+    warm = round_number <= round(t.warmup_fraction * config.run.num_rounds)
+    return _Weights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm else t.pseudo_weight)
+
+
+class _Sampler:
+    """Draws batches of a hospital's images, on the device, and knows which of them are labelled."""
+
+    def __init__(self, train: ImageSet, device: torch.device, generator: torch.Generator) -> None:
+        self.images = torch.as_tensor(train.images, device=device)
+        self.labels = torch.as_tensor(train.labels, device=device)
+        known = train.labels >= 0 if train.labels.ndim == 1 else (train.labels >= 0).any(axis=1)
+        self.all = torch.arange(len(train))
+        self.labelled = torch.as_tensor(np.flatnonzero(known))
+        self.unlabelled = torch.as_tensor(np.flatnonzero(~known))
+        self.generator = generator
+
+    def draw(self, pool: torch.Tensor, count: int) -> torch.Tensor:
+        """Return `count` indices out of a pool, with replacement."""
+        at = torch.randint(len(pool), (count,), generator=self.generator)
+        return pool[at].to(self.images.device)
+
+    def take(self, index: torch.Tensor) -> torch.Tensor:
+        return to_network(self.images[index], self.images.device)
+
+
+def train_round(
+    model: JointModel,
+    data: ImageSet,
+    config: Config,
+    *,
+    round_number: int,
+    hospital_index: int,
+    device: torch.device,
+    state: State | None,
+    hidden_labels: np.ndarray | None = None,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Train in place for `local-steps` steps.
+
+    Args:
+        model: Holds the weights the server sent; its head is the teacher of this round when teacher = global.
+        data: The hospital's training images; a label of -1 is unknown.
+        round_number: 1-based.
+        hospital_index: 0-based; with the seed and the round it fixes every draw.
+        state: What this function returned in the round before (optimiser moments, thresholds), or None.
+        hidden_labels: In simulation the true labels, for telemetry alone.
+
+    Returns:
+        Means over the steps (loss, loss_diffusion, loss_class, loss_pseudo, pseudo_coverage, pseudo_accuracy,
+        learning_rate, images_per_s) and the state for the next round.
+    """
+    run, training = config.run, config.training
+    began = time.perf_counter()
+    weights = term_weights(config, round_number)
+    generator = generator_for(run.seed, hospital_index, round_number, "training", device)
+    sampler = _Sampler(data, device, generator_for(run.seed, hospital_index, round_number, "batches"))
+    alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
+    multi_label = config.model.task == "multi-label"
+    teacher = None
+    if weights.pseudo and training.teacher == "global" and len(sampler.unlabelled):
+        teacher = torch.as_tensor(predict(model, data.images, device=device), device=device)
+    thresholds = _load_thresholds(state, config).to(device)
+
+    solved = training.head == "ridge"
+    learned = [p for name, p in model.named_parameters() if not (solved and name.startswith("head."))]
+    optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
+    _load_moments(optimizer, state)
+    model.train()
+    model.head.requires_grad_(not solved)
+
+    sums: dict[str, torch.Tensor] = {}
+    rate = 0.0
+    for step in range(run.local_steps):
+        rate = learning_rate_at(
+            (round_number - 1) * run.local_steps + step, run.num_rounds * run.local_steps, training
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        terms: dict[str, torch.Tensor] = {}
+        with autocast_for(device, training.autocast):
+            if weights.diffusion:
+                x = weak_view(sampler.take(sampler.draw(sampler.all, run.batch_size)), generator)
+                t = torch.randint(training.num_timesteps, (len(x),), generator=generator, device=device)
+                terms["loss_diffusion"] = _denoising_term(model, x, t, alpha_bar, training, generator)
+            if weights.label and len(sampler.labelled):
+                index = sampler.draw(sampler.labelled, min(training.labelled_batch, run.batch_size))
+                logits = model.classify(weak_view(sampler.take(index), generator))
+                terms["loss_class"] = losses.classification_loss(logits, sampler.labels[index]).mean()
+            if weights.pseudo and len(sampler.unlabelled):
+                index = sampler.draw(sampler.unlabelled, round(training.unlabelled_ratio * run.batch_size))
+                x = sampler.take(index)
+                probs = teacher[index] if teacher is not None else _local_teacher(model, x, generator)
+                if training.pseudo_policy == "freematch":
+                    pseudo, mask, thresholds = pseudo_labels.freematch(probs, thresholds, multi_label=multi_label)
+                else:
+                    pseudo, mask = pseudo_labels.fixed(
+                        probs, threshold=training.threshold, multi_label=multi_label
+                    )
+                logits = model.classify(strong_view(x, generator))
+                terms["loss_pseudo"] = losses.pseudo_label_loss(logits, pseudo, mask).mean()
+                terms["pseudo_coverage"] = mask.mean()
+                if hidden_labels is not None:
+                    truth = torch.as_tensor(hidden_labels, device=device)[index]
+                    terms["_pseudo_right"] = ((pseudo == truth) * mask).mean()
+        zero = torch.zeros((), device=device)
+        loss = (
+            weights.diffusion * terms.get("loss_diffusion", zero)
+            + weights.label * terms.get("loss_class", zero)
+            + weights.pseudo * terms.get("loss_pseudo", zero)
+        )
+        terms["loss"] = loss
+        if loss.requires_grad:
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if training.grad_clip:
+                torch.nn.utils.clip_grad_norm_(learned, training.grad_clip)
+            optimizer.step()
+        for name, value in terms.items():
+            sums[name] = sums.get(name, zero) + value.detach()
+
+    metrics = {name: float(total) / run.local_steps for name, total in sums.items()}
+    right = metrics.pop("_pseudo_right", None)
+    if right is not None and metrics.get("pseudo_coverage", 0) > 0:
+        metrics["pseudo_accuracy"] = right / metrics["pseudo_coverage"]
+    metrics["learning_rate"] = rate
+    metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)
+    return metrics, _save_state(optimizer, thresholds)
+
+
+def _denoising_term(
+    model: JointModel,
+    x: torch.Tensor,
+    t: torch.Tensor,
+    alpha_bar: torch.Tensor,
+    training: TrainingConfig,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    eps = torch.randn(x.shape, generator=generator, device=x.device)
+    noised = diffusion.add_noise(x, eps, t, alpha_bar)
+    goal = diffusion.target(x, eps, t, alpha_bar, prediction=training.prediction)
+    weight = diffusion.min_snr_weight(t, alpha_bar, gamma=training.snr_gamma, prediction=training.prediction)
+    return losses.denoising_loss(model.denoise(noised, t), goal, weight).mean()
+
+
+@torch.no_grad()
+def _local_teacher(model: JointModel, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return model.probabilities(model.classify(weak_view(x, generator)))
+
+
+def _load_thresholds(state: State | None, config: Config) -> pseudo_labels.FreeMatchState:
+    if state is None:
+        return pseudo_labels.freematch_start(
+            config.model.num_outputs, multi_label=config.model.task == "multi-label"
+        )
+    return pseudo_labels.FreeMatchState(state["thresholds.confidence"], state["thresholds.class_probs"])
+
+
+def _load_moments(optimizer: torch.optim.Optimizer, state: State | None) -> None:
+    if state is None or "optimizer.step" not in state:
+        return
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        if f"optimizer.{i}.exp_avg" not in state:  # never had a gradient
+            continue
+        optimizer.state[parameter] = {
+            "step": state["optimizer.step"].clone(),
+            "exp_avg": state[f"optimizer.{i}.exp_avg"].to(parameter.device).clone(),
+            "exp_avg_sq": state[f"optimizer.{i}.exp_avg_sq"].to(parameter.device).clone(),
+        }
+
+
+def _save_state(
+    optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState
+) -> dict[str, torch.Tensor]:
+    state = {
+        "thresholds.confidence": thresholds.confidence.cpu(),
+        "thresholds.class_probs": thresholds.class_probs.cpu(),
+    }
+    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
+        moments = optimizer.state.get(parameter)
+        if moments:
+            state["optimizer.step"] = moments["step"].detach().cpu().clone()
+            state[f"optimizer.{i}.exp_avg"] = moments["exp_avg"].detach().cpu()
+            state[f"optimizer.{i}.exp_avg_sq"] = moments["exp_avg_sq"].detach().cpu()
+    return state

@@ -1,0 +1,1 @@
+"""Pages made of data: reports and galleries. No network, no training."""

@@ -1,0 +1,134 @@
+"""HTML that cannot forget to escape: text becomes markup only through `element`, which escapes every plain string.
+
+A hospital's name, a reason for a refusal, a class name: all of them come from someone else.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable
+
+from jointdiff.views.style import CSS
+
+_VOID = frozenset({"br", "hr", "img", "meta", "col"})
+# No script, no network, no form: even if a hostile text slipped through, the page could not act on it.
+_POLICY = "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+
+
+class Html(str):
+    """Markup that is already escaped. Made by this module only; a plain `str` is text."""
+
+    __slots__ = ()
+
+
+Child = str | int | float | None | Iterable["Child"]
+
+
+def element(tag: str, *children: Child, **attributes: object) -> Html:
+    """Return <tag attributes>children</tag>.
+
+    Args:
+        children: Text (escaped), `Html` (as it is), numbers, nested iterables; None is left out.
+        attributes: `class_` is class, `data_x` is data-x, `stroke_width` is stroke-width; None and False are left
+            out, True stands alone.
+
+    >>> element("p", "a < b", class_="note")
+    '<p class="note">a &lt; b</p>'
+    """
+    opening = f"<{tag}{_attributes(attributes)}>"
+    if tag in _VOID:
+        return Html(opening)
+    return Html(f"{opening}{join(children)}</{tag}>")
+
+
+def join(children: Child) -> Html:
+    """Return nested children as one piece of markup, every plain string escaped."""
+    if children is None:
+        return Html("")
+    if isinstance(children, Html):
+        return children
+    if isinstance(children, str):
+        return Html(html.escape(children))
+    if isinstance(children, int | float):
+        return Html(children)
+    return Html("".join(join(child) for child in children))
+
+
+def _attributes(attributes: dict[str, object]) -> str:
+    parts = []
+    for name, value in attributes.items():
+        if value is None or value is False:
+            continue
+        key = name.rstrip("_").replace("_", "-")
+        parts.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
+    return "".join(parts)
+
+
+def table(header: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: Child = None, numeric_from: int = 1) -> Html:
+    """Return a table that scrolls sideways on a narrow screen instead of breaking the page.
+
+    Args:
+        header: Names of the columns.
+        rows: Cells; the first of each row is its heading.
+        numeric_from: Columns from this one on are set flush right, with figures of equal width.
+    """
+
+    def kind(column: int) -> str | None:
+        return "num" if column >= numeric_from else None
+
+    head = element("tr", [element("th", cell, scope="col", class_=kind(i)) for i, cell in enumerate(header)])
+    body = [
+        element(
+            "tr",
+            [
+                element("th", cell, scope="row") if i == 0 else element("td", cell, class_=kind(i))
+                for i, cell in enumerate(row)
+            ],
+        )
+        for row in rows
+    ]
+    content = [element("caption", caption) if caption else None, element("thead", head), element("tbody", body)]
+    # tabindex: a region that scrolls must be reachable by keyboard
+    return element("div", element("table", content), class_="scroll", tabindex="0")
+
+
+def page(title: str, *body: Child) -> Html:
+    """Return a whole document: no external resource, light and dark, narrow and printed."""
+    head = element(
+        "head",
+        element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("meta", name="robots", content="noindex"),
+        element("title", title),
+        element("style", Html(CSS)),
+    )
+    return Html("<!doctype html>\n" + element("html", head, element("body", element("main", *body)), lang="en") + "\n")
+
+
+def banner(*, real: bool | None, where: str = "") -> Html:
+    """Return the line that opens every page: what the images are, and what the page is not for.
+
+    Args:
+        real: True: scans of people; False: phantoms, drawn by a program; None: not recorded.
+        where: More about the data, e.g. the name of the set.
+    """
+    if real is None:
+        kind, text, style = "Origin not recorded", "The run does not say whether its images are phantoms or scans.", "unknown"
+    elif real:
+        kind, text, style = "Real scans", "Images of people, from a public data set or from a hospital.", "real"
+    else:
+        kind, text, style = "Phantoms", "Synthetic images, drawn by a program. No patient, no scan.", "phantom"
+    return element(
+        "p",
+        element("strong", kind),
+        f" {text}" + (f" {where}" if where else ""),
+        element("span", "Research use, no medical device.", class_="research"),
+        class_=f"banner {style}",
+    )
+
+
+def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
+    """Return label and value pairs as a definition list."""
+    return element("dl", [element("div", element("dt", label), element("dd", value)) for label, value in pairs], class_="facts")

@@ -1,0 +1,206 @@
+"""Report sections about how well it works: headline numbers, curves, confusion matrix, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jointdiff.views.charts import Series, line_chart
+from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number, percent
+from jointdiff.views.labels import METRICS, class_name
+from jointdiff.views.markup import Html, element, table
+from jointdiff.views.run_data import RunData, mapping
+
+POOLED = "all hospitals, pooled"
+MEAN = "all hospitals, mean"
+
+
+def headline(run: RunData) -> Html | None:
+    """Return the few numbers that a reader looks for first."""
+    pooled = mapping(run.final.get("pooled"))
+    if not pooled:
+        return None
+    split = "validation" if run.run_config.get("eval-split") == "val" else "test"
+    num_outputs = max(2, len(run.class_names)) if run.dataset.get("task") != "multi-label" else 2
+    where = f"pooled, {number(pooled.get('num_images'))} {split} images"
+    described = [mapping(event.get("table")) for event in run.replies("describe")]
+    labelled = sum(sum(_counts(entry.get("labelled"))) for entry in described)
+    trained_on = sum(entry.get("num_train") or 0 for entry in described)
+    finished = run.last("run_finished") or run.last("run_failed")
+    traffic = sum((event.get("bytes_in") or 0) + (event.get("bytes_out") or 0) for event in run.replies())
+    multi_label = run.dataset.get("task") == "multi-label"
+    tiles = [
+        ("Balanced accuracy", number(pooled.get("balanced_accuracy")), f"{where}; chance {1 / num_outputs:.2f}"),
+        ("AUC", number(pooled.get("auc")), f"{where}; chance 0.50"),
+        ("Labelled images" if not multi_label else "Labels given", number(labelled) if described else MISSING,
+         f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together" if described else ""),
+        ("Duration", duration(finished.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),
+        ("Exchanged", num_bytes(traffic), "both ways, all hospitals"),
+    ]  # fmt: skip
+    return element(
+        "dl",
+        [element("div", element("dt", name), element("dd", value, element("small", note))) for name, value, note in tiles],
+        class_="headline",
+    )
+
+
+def _counts(value: Any) -> list[int]:
+    return [int(count) for count in value] if isinstance(value, list) else []
+
+
+def curves(run: RunData) -> Html | None:
+    """Return the charts over the rounds: what was evaluated, then what training reported."""
+    if not run.rounds and not run.replies("train"):
+        return None
+    charts = [
+        line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1)),
+        line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1)),
+        line_chart("Denoising loss", _trained(run, "loss_diffusion"), note="per image, in training"),
+        line_chart(
+            "Label losses",
+            [
+                Series("cross-entropy on labels", _means(run, "loss_class")),
+                Series("cross-entropy on pseudo-labels", _means(run, "loss_pseudo")),
+            ],
+            note="mean of all hospitals, before weighting",
+        ),
+        line_chart("Pseudo-label coverage", _trained(run, "pseudo_coverage"), y_range=(0, 1),
+                   note="share of unlabelled images that got one"),
+        line_chart("Pseudo-label accuracy", _trained(run, "pseudo_accuracy"), y_range=(0, 1),
+                   note="against labels hidden from training; known in simulations only"),
+    ]  # fmt: skip
+    return element("div", charts, class_="charts")
+
+
+def _evaluated(run: RunData, key: str) -> list[Series]:
+    pooled = [(float(entry["round"]), mapping(entry.get("pooled")).get(key)) for entry in run.rounds]
+    names = dict.fromkeys(name for entry in run.rounds for name in mapping(entry.get("hospitals")))
+    lines = [Series(POOLED, pooled, main=True)]
+    for name in names:
+        points = [(float(entry["round"]), _metric(entry, name, key)) for entry in run.rounds]
+        lines.append(Series(str(name), points))
+    return lines
+
+
+def _metric(entry: Mapping[str, Any], hospital: str, key: str) -> float | None:
+    value = mapping(mapping(entry.get("hospitals")).get(hospital)).get(key)
+    return value if is_number(value) else None
+
+
+def _trained(run: RunData, key: str) -> list[Series]:
+    sites = [Series(name, points) for name, points in run.training_curve(key).items()]
+    return [Series(MEAN, _means(run, key), main=True), *sites]
+
+
+def _means(run: RunData, key: str) -> list[tuple[float, float | None]]:
+    """Return the weighted mean over hospitals as the server formed it, by round."""
+    values = {event["round"]: mapping(event.get("metrics")).get(key) for event in run.of("round_aggregated")}
+    if not values:
+        values = {entry["round"]: mapping(entry.get("training")).get(key) for entry in run.rounds}
+    return [(float(round_number), value) for round_number, value in sorted(values.items())]
+
+
+def results(run: RunData) -> Html | None:
+    """Return the last round's numbers of every hospital and of all, the confusion matrix and what it rests on."""
+    pooled = mapping(run.final.get("pooled"))
+    if not pooled:
+        return None
+    hospitals = mapping(run.final.get("hospitals"))
+    keys = [key for key in METRICS if is_number(pooled.get(key))]
+    rows = [_row(name, mapping(values), keys) for name, values in hospitals.items()]
+    rows.append([element("b", POOLED), *_row("", pooled, keys)[1:]])
+    overview = table(
+        ["Hospital", "Images", *(METRICS[key] for key in keys)],
+        rows,
+        caption=f"Round {number(run.final.get('round'))}, the last one. Pooled numbers are computed on all images "
+        "together, not averaged over hospitals.",
+    )
+    return element(
+        "div",
+        overview,
+        _per_class(run, pooled),
+        element("div", _confusion(run, pooled), _statements(run, pooled), class_="columns"),
+    )
+
+
+def _row(name: str, values: Mapping[str, Any], keys: list[str]) -> list[str]:
+    return [name, number(values.get("num_images")), *(number(values.get(key)) for key in keys)]
+
+
+def _per_class(run: RunData, pooled: Mapping[str, Any]) -> Html | None:
+    """Return the measures that come as one number per class or label."""
+    size = len(run.class_names)
+    keys = [key for key, value in pooled.items() if size > 1 and isinstance(value, list) and len(value) == size
+            and all(is_number(entry) or entry is None for entry in value)]  # fmt: skip
+    if not keys:
+        return None
+    rows = [[name, *(number(pooled[key][index]) for key in keys)] for index, name in enumerate(run.class_names)]
+    heads = [METRICS.get(key, key.replace("_", " ").capitalize()) for key in keys]
+    return table(["Class", *heads], rows, caption="By class, pooled")
+
+
+def _confusion(run: RunData, pooled: Mapping[str, Any]) -> Html | None:
+    matrix = pooled.get("confusion_matrix")
+    if not isinstance(matrix, list) or not matrix or not isinstance(matrix[0], list):
+        return None
+    if isinstance(matrix[0][0], list):  # multi-label: one [[tn, fp], [fn, tp]] per label
+        rows = [[class_name(run.class_names, index), *(number(cell) for row in block for cell in row)]
+                for index, block in enumerate(matrix)]  # fmt: skip
+        header = ["Label", "True negative", "False positive", "False negative", "True positive"]
+        return table(header, rows, caption="Confusion, label by label, pooled")
+    names = [class_name(run.class_names, index) for index in range(len(matrix))]
+    body = []
+    for index, row in enumerate(matrix):
+        total = sum(row) or 1
+        cells = [_cell(count, count / total, column == index) for column, count in enumerate(row)]
+        body.append(element("tr", element("th", names[index], scope="row"), cells))
+    head = element("tr", element("th", "true \\ predicted"), [element("th", name, scope="col") for name in names])
+    caption = element("caption", "Confusion matrix, pooled: images, and their share of the true class")
+    whole = element("table", caption, element("thead", head), element("tbody", body))
+    return element("div", whole, class_="scroll matrix", tabindex="0")
+
+
+def _cell(count: float, share: float, right: bool) -> Html:
+    return element(
+        "td", number(count), element("br"), element("span", percent(share), class_="soft"),
+        class_="right" if right else None, style=f"background: rgba(var(--heat), {0.42 * share:.2f})",
+    )  # fmt: skip
+
+
+def _statements(run: RunData, pooled: Mapping[str, Any]) -> Html:
+    """Return in words what sensitivity, specificity and calibration mean here."""
+    parts = []
+    if is_number(pooled.get("sensitivity")) and is_number(pooled.get("specificity")):
+        point = pooled.get("operating_point")
+        at = f"p > {point:.2f}" if is_number(point) else str(point or "not stated")
+        who = f" for '{run.class_names[1]}'" if len(run.class_names) == 2 else ""
+        parts.append(
+            element(
+                "p",
+                element("b", f"Sensitivity {number(pooled['sensitivity'])}, specificity {number(pooled['specificity'])}"),
+                f"{who} at the operating point {at}, which was fixed before these images were seen.",
+            )
+        )
+    if is_number(pooled.get("calibration_error")):
+        parts.append(
+            element(
+                "p",
+                element("b", f"Calibration error {number(pooled['calibration_error'])}"),
+                ": the mean distance between the probability stated and the share that turned out right; 0 is perfect.",
+            )
+        )
+    best = mapping(run.metrics.get("best"))
+    if best and best.get("round") is not None:
+        same = best.get("round") == run.final.get("round")
+        parts.append(
+            element(
+                "p",
+                element("b", f"Best round: {best['round']}"),
+                " (the last one)." if same else
+                f", balanced accuracy {number(mapping(best.get('pooled')).get('balanced_accuracy'))}, "
+                f"AUC {number(mapping(best.get('pooled')).get('auc'))}.",
+                " It is chosen on a held-out part of the kept labels, never on these images; with fewer than 10 of them"
+                " per class the last round stands.",
+            )
+        )  # fmt: skip
+    return element("div", parts)

@@ -1,0 +1,154 @@
+"""What a report is made of: a run's folder read into plain dicts. A failed run has a report too, so gaps are normal."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jointdiff.errors import RunError
+from jointdiff.events import read_events
+from jointdiff.storage import read_json
+
+Event = dict[str, Any]
+TROUBLE = ("hospital_failed", "hospital_refused", "update_rejected")
+
+
+@dataclass(frozen=True)
+class RunData:
+    """One run, as its folder tells it."""
+
+    folder: Path  # absolute
+    events: list[Event]
+    metrics: dict[str, Any] = field(default_factory=dict)  # metrics.json, or what the events tell of it
+    config: dict[str, Any] = field(default_factory=dict)  # Config.to_dict()
+
+    def of(self, *names: str) -> list[Event]:
+        """Return the events of these names, in order of time."""
+        return [event for event in self.events if event["event"] in names]
+
+    def last(self, name: str) -> Event:
+        """Return the newest event of a name, {} where there is none."""
+        found = self.of(name)
+        return found[-1] if found else {}
+
+    @property
+    def started(self) -> Event:
+        """The event run_started."""
+        return self.last("run_started")
+
+    @property
+    def run_name(self) -> str:
+        """The run's name; that of its folder where no event tells."""
+        return str(self.started.get("run_name") or self.folder.name)
+
+    @property
+    def run_config(self) -> dict[str, Any]:
+        """The section `run` of the resolved configuration."""
+        return mapping(self.config.get("run"))
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """What the data set says of itself."""
+        return mapping(self.started.get("dataset"))
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes, [] where not known."""
+        return [str(name) for name in self.dataset.get("class_names") or []]
+
+    @property
+    def hospitals(self) -> list[str]:
+        """Names of all hospitals that the run knew of, in its own order."""
+        names = dict.fromkeys(str(name) for name in self.started.get("hospitals") or [])
+        for event in self.events:
+            if "hospital" in event:
+                names.setdefault(str(event["hospital"]))
+        return list(names)
+
+    @property
+    def rounds(self) -> list[dict[str, Any]]:
+        """Evaluated rounds, one dict each: round, pooled, hospitals, training."""
+        return [entry for entry in self.metrics.get("rounds") or [] if isinstance(entry, dict)]
+
+    @property
+    def final(self) -> dict[str, Any]:
+        """The last round's entry; {} where nothing was evaluated."""
+        return mapping(self.metrics.get("final")) or (self.rounds[-1] if self.rounds else {})
+
+    def replies(self, kind: str | None = None) -> list[Event]:
+        """Return the replies of the hospitals, of one kind or of all."""
+        return [event for event in self.of("hospital_replied") if kind is None or event.get("kind") == kind]
+
+    def training_curve(self, key: str) -> dict[str, list[tuple[float, float | None]]]:
+        """Return one training metric over the rounds, for every hospital that reports it."""
+        curves: dict[str, dict[int, float | None]] = {}
+        for event in self.replies("train"):
+            if key in mapping(event.get("metrics")):
+                # A round that was repeated after a restart counts once: the newest reply stands.
+                curves.setdefault(str(event["hospital"]), {})[int(event["round"])] = event["metrics"][key]
+        return {name: sorted(points.items()) for name, points in curves.items()}
+
+    def site_folder(self, hospital: str) -> Path | None:
+        """Return a simulated site's folder; None where there is none, as in deployment."""
+        if not hospital or hospital in (".", "..") or Path(hospital).name != hospital:
+            return None
+        sites_home = self.run_config.get("sites-home")
+        for parent in (self.folder / "sites", Path(str(sites_home)) if sites_home else None):
+            if parent is not None and (parent / hospital).is_dir():
+                return Path(os.path.abspath(parent / hospital))
+        return None
+
+    def galleries(self) -> Iterator[tuple[str, Path, dict[str, Any]]]:
+        """Yield hospital, folder and metrics.json of every gallery that can be read from here."""
+        for hospital in self.hospitals:
+            site = self.site_folder(hospital)
+            folder = site / "explanations" / self.run_name if site else None
+            if folder is not None and (folder / "index.html").is_file() and (folder / "metrics.json").is_file():
+                yield hospital, folder, mapping(read_json(folder / "metrics.json"))
+
+
+def load_run(folder: Path) -> RunData:
+    """Read config.yaml, events.jsonl and metrics.json of a run; only the events must be there.
+
+    Raises:
+        RunError: The folder or its events are missing, or a file is damaged.
+    """
+    folder = Path(os.path.abspath(folder))
+    if not folder.is_dir():
+        raise RunError(f"There is no run at {folder}. A run's folder is HOME/runs/<run-name>.")
+    events = read_events(folder / "events.jsonl")
+    metrics = mapping(read_json(folder / "metrics.json")) if (folder / "metrics.json").is_file() else {}
+    run = RunData(folder, events)
+    config = mapping(run.started.get("config"))
+    if (folder / "config.yaml").is_file():
+        try:
+            config = mapping(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))) or config
+        except yaml.YAMLError as error:
+            raise RunError(f"{folder / 'config.yaml'} is no YAML: {error}. It was written whole; was it edited?") from error
+    if not metrics.get("rounds"):
+        metrics = {**metrics, "rounds": _rounds_of_events(run)}
+    return RunData(folder, events, metrics, config)
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Return `value` where it is a mapping, else {}: a gap in a file must not stop a report."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _rounds_of_events(run: RunData) -> list[dict[str, Any]]:
+    """Return what metrics.json would hold, for a run that ended before it was written."""
+    training = {event.get("round"): mapping(event.get("metrics")) for event in run.of("round_aggregated")}
+    rounds = {}
+    for event in run.of("evaluated"):
+        rounds[event.get("round")] = {
+            "round": event.get("round"),
+            "pooled": mapping(event.get("pooled")),
+            "hospitals": mapping(event.get("hospitals")),
+            "training": training.get(event.get("round"), {}),
+        }
+    return list(rounds.values())

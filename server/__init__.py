@@ -1,0 +1,1 @@
+"""JointDiff at the coordinator: the Flower server, its rounds and its aggregation."""

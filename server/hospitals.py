@@ -1,0 +1,139 @@
+"""Who takes part: n hospitals over however many SuperNodes Flower happens to have.
+
+On a fresh home Flower's simulation has two SuperNodes, not three, and a strategy that waits for three waits for ever.
+So hospitals are addressed, not nodes: the message says which hospital it is for, and a node is given its next message
+when it has answered the last. Replies are told apart by the message that they answer, never by what they say or by
+their node. Where there are as many nodes as hospitals, the first hospital goes to the first node, and so on.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ArrayRecord, Message
+from flwr.serverapp import Grid
+
+from jointdiff import protocol
+from jointdiff.errors import RunError
+from jointdiff.protocol import RoundInstructions
+from server.replies import Reply, failure, num_bytes, pack, read_reply
+
+MESSAGE_TYPES = {
+    protocol.DESCRIBE: "query.describe",
+    protocol.TRAIN: "train",
+    protocol.HEAD: "query.head",
+    protocol.EVALUATE: "evaluate",
+    protocol.EXPLAIN: "query.explain",
+}
+REPLY_TIMEOUT_S = 3600.0  # for one hospital's one answer, the start of its process included
+NODE_TIMEOUT_S = 180.0  # for the first SuperNode to connect
+_POLL_S = (0.02, 0.5)  # first and longest pause between two looks for replies
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _Sent:
+    hospital: str
+    node_id: int
+    num_bytes: int
+    deadline: float
+
+
+class Hospitals:
+    """Sends one question to every hospital and yields the replies one by one, as they come."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        names: Sequence[str],
+        *,
+        reply_timeout_s: float = REPLY_TIMEOUT_S,
+        node_timeout_s: float = NODE_TIMEOUT_S,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.names = tuple(names)
+        self._grid = grid
+        self._reply_timeout_s = reply_timeout_s
+        self._node_timeout_s = node_timeout_s
+        self._clock = clock
+        self._sleep = sleep
+
+    def wait_for_nodes(self) -> list[int]:
+        """Return the ids of the SuperNodes that are there, in order, and wait for the first one.
+
+        Raises:
+            RunError: None came within the time limit.
+        """
+        end = self._clock() + self._node_timeout_s
+        while True:
+            if node_ids := sorted(self._grid.get_node_ids()):
+                return node_ids
+            if self._clock() >= end:
+                raise RunError(
+                    f"No SuperNode connected within {self._node_timeout_s:.0f} s, so no hospital can take part. In a "
+                    "simulation look at the log of Flower's SuperLink; in a deployment start the hospitals' SuperNodes."
+                )
+            self._sleep(1.0)
+
+    def ask(self, questions: Sequence[RoundInstructions], arrays: ArrayRecord) -> Iterator[Reply]:
+        """Send each question to its hospital, at most one per SuperNode at a time; yield a reply for every question.
+
+        A hospital that does not answer in time, or cannot be reached, yields a failed reply that says so.
+
+        Args:
+            questions: One per hospital, all of one kind.
+            arrays: What travels with every question; one copy serves all.
+        """
+        waiting = deque(questions)
+        idle = deque(self.wait_for_nodes())
+        sent: dict[str, _Sent] = {}
+        pause_s = _POLL_S[0]
+        while waiting or sent:
+            while waiting and idle:
+                question = waiting.popleft()
+                node_id = idle.popleft()
+                message_id, note = self._send(question, arrays, node_id)
+                if message_id:
+                    sent[message_id] = note
+                else:
+                    idle.append(node_id)
+                    yield failure(question.hospital, "the message to it could not be sent: is it too large?")
+            if not sent:  # every node is lost
+                for question in waiting:
+                    yield failure(question.hospital, "no SuperNode was free: others did not answer in time")
+                return
+            answered = False
+            for message_id, note in list(sent.items()):  # singly: one model in memory at a time
+                for message in self._grid.pull_messages([message_id]):
+                    if message.metadata.reply_to_message_id != message_id or message_id not in sent:
+                        _log.warning("A message that answers nothing that was asked is dropped.")
+                        continue
+                    answered = True
+                    del sent[message_id]
+                    idle.append(note.node_id)
+                    yield read_reply(note.hospital, message, bytes_in=note.num_bytes)
+                if message_id in sent and self._clock() >= note.deadline:
+                    del sent[message_id]  # and its node stays out of this question: it is still at work, or dead
+                    reason = f"no reply within {self._reply_timeout_s:.0f} s"
+                    yield failure(note.hospital, reason, bytes_in=note.num_bytes)
+            if not answered and sent:
+                self._sleep(pause_s)
+            pause_s = _POLL_S[0] if answered else min(2 * pause_s, _POLL_S[1])
+
+    def _send(self, question: RoundInstructions, arrays: ArrayRecord, node_id: int) -> tuple[str, _Sent]:
+        content = pack(question, arrays)
+        note = _Sent(question.hospital, node_id, num_bytes(content), self._clock() + self._reply_timeout_s)
+        message = Message(
+            content,
+            dst_node_id=node_id,
+            message_type=MESSAGE_TYPES[question.kind],
+            ttl=self._reply_timeout_s,
+            group_id=str(question.round),
+        )
+        message_ids = list(self._grid.push_messages([message]))
+        return (message_ids[0] or "" if message_ids else ""), note

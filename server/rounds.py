@@ -1,0 +1,242 @@
+"""The loop over the rounds: describe; then train, merge, solve the head, evaluate, round by round; then explain.
+
+The loop is ours, not Flower's Strategy.start: that one has no first round, checks nothing that it averages, and waits
+without limit. A hospital that fails costs its round, and is named with the reason. Replies are merged in the hospitals'
+order, so the order of their arrival changes nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.serverapp import Grid
+
+from jointdiff import identity, protocol
+from jointdiff.config import Config, RunConfig
+from jointdiff.ema import ema_decay_at, ema_update
+from jointdiff.errors import RunError
+from jointdiff.head import solve_head
+from jointdiff.protocol import RoundInstructions
+from server.aggregation import Tensors, WeightedSum, weighted_means
+from server.hospitals import Hospitals
+from server.preparation import initial_weights, prepare
+from server.record import Listener, RunRecord
+from server.replies import Reply, check_update, one_line, to_arrays
+from server.scores import HELDOUT, Scores
+from server.spool import Spool
+
+_DONE = {"ok": "hospital_replied", "failed": "hospital_failed", "refused": "hospital_refused"}
+
+
+def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = None) -> Path:
+    """Run a whole federation over `grid` and return the run's folder.
+
+    Args:
+        grid: Flower's, or anything that behaves like it.
+        run: What the user asked for.
+        callback: Called with every event after it is on disk: the door for progress bars, previews and tests.
+
+    Raises:
+        JointDiffError: The run cannot start, or no hospital's reply could be used. Whatever is raised after the run's
+            folder exists is also its last event, `run_failed`.
+    """
+    config, info, folder = prepare(run)
+    record = RunRecord(folder, config, callback)
+    try:
+        federation = Federation(grid, config, record)
+        record.start(info, federation.hospitals.names)
+        federation.describe()
+        for number in range(1, config.run.num_rounds + 1):
+            federation.round(number)
+        federation.explain()
+        record.finish()
+    except BaseException as error:
+        record.fail(error)
+        raise
+    return folder
+
+
+class Federation:
+    """The server's side of a run: the global weights, their average over the rounds, and what to do with replies."""
+
+    def __init__(self, grid: Grid, config: Config, record: RunRecord) -> None:
+        self.config = config
+        self.record = record
+        self.hospitals = Hospitals(grid, [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)])
+        self.weights = initial_weights(config)  # what the hospitals train on
+        self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
+        self._best: float | None = None
+
+    def describe(self) -> None:
+        """Ask every hospital who it is."""
+        self._ask(protocol.DESCRIBE, 0, {})
+
+    def round(self, number: int) -> None:
+        """Train, merge, solve the head, evaluate, save."""
+        names, num_rounds = list(self.hospitals.names), self.config.run.num_rounds
+        self.record.event("round_started", round=number, num_rounds=num_rounds, hospitals=names)
+        training = self._train(number)
+        if self.config.training.head == "ridge":
+            self._solve_head(number)
+        entry, heldout = self._evaluate(number)
+        self.record.add_round({**entry, "training": training})
+        self._save(number, heldout)
+
+    def explain(self) -> None:
+        """Let every hospital make its gallery with the final model; grades alone come back."""
+        if not self.config.run.explain:
+            return
+        replies = self._ask(protocol.EXPLAIN, self.config.run.num_rounds, self.average, required=False)
+        explanations = {
+            "hospitals": {reply.hospital: dict(reply.report.metrics) for reply in replies},
+            "pooled": weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies),
+        }
+        self.record.event("explained", **explanations)
+        self.record.add("explanations", explanations)
+
+    def _train(self, number: int) -> dict[str, float]:
+        """Replace the weights by the mean of the hospitals' trained ones; return the means of what they measured."""
+        started = time.monotonic()
+        total = WeightedSum()
+
+        def add(reply: Reply, tensors: Tensors) -> None:
+            check_update(tensors, like=self.weights)
+            total.add(tensors, reply.report.num_images)
+
+        replies = self._ask(protocol.TRAIN, number, self.weights, use=add)
+        self.weights = total.mean()
+        self.average = moving_average(self.average, self.weights, number, self.config.training.ema_decay)
+        metrics = weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies)
+        duration_s = time.monotonic() - started
+        self.record.event(
+            "round_aggregated", round=number, num_replies=len(replies), duration_s=duration_s, metrics=metrics
+        )
+        return metrics
+
+    def _solve_head(self, number: int) -> None:
+        """Solve the classifier head on the hospitals' summed statistics of the average's features; both models get it."""
+        total = WeightedSum()
+        self._ask(protocol.HEAD, number, self.average, use=lambda _, tensors: total.add(tensors, 1))
+        head = {name: tensor.cpu().numpy() for name, tensor in solve_head(total.total(), self.config).items()}
+        check_update(head, like={name: self.weights[name] for name in head})
+        self.weights = {**self.weights, **head}
+        self.average = {**self.average, **head}
+
+    def _evaluate(self, number: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        """Evaluate the average at every hospital; return the round's entry, and the held-out metrics if there are any."""
+        scores = Scores(self.config.model)
+        self._ask(
+            protocol.EVALUATE, number, self.average, use=lambda reply, tensors: scores.add(reply.hospital, tensors)
+        )
+        entry = {"round": number, "pooled": scores.pooled(), "hospitals": scores.by_hospital()}
+        self.record.event("evaluated", **entry)
+        return entry, scores.pooled(HELDOUT)
+
+    def _save(self, number: int, heldout: Mapping[str, Any] | None) -> None:
+        """Save `last`; and `best`, chosen on held-out kept labels, or the same as `last` where there are none."""
+        metric = heldout["auc"] if heldout else None
+        name = "" if metric is None else "heldout_auc"
+        self.record.save_checkpoint("last", self.average, round_number=number, metric=metric, metric_name=name)
+        # Of equals the later: it has seen more steps, and few held-out labels give many ties.
+        if metric is None or self._best is None or metric >= self._best:
+            self._best = metric
+            self.record.save_checkpoint("best", self.average, round_number=number, metric=metric, metric_name=name)
+            self.record.add("best", self.record.metrics["final"])
+
+    def _ask(
+        self,
+        kind: str,
+        number: int,
+        tensors: Tensors,
+        *,
+        use: Callable[[Reply, Tensors], None] | None = None,
+        required: bool = True,
+    ) -> list[Reply]:
+        """Send one question to all hospitals, then use the replies one by one in the hospitals' order.
+
+        Args:
+            kind: One of protocol.KINDS.
+            tensors: What travels with the question.
+            use: Called with each good reply and its tensors; a ValueError rejects the reply and is named in the events.
+            required: Whether the run stops when no reply at all could be used.
+
+        Returns:
+            The replies that were used, without their tensors.
+        """
+        questions = [self._question(kind, number, k) for k in range(len(self.hospitals.names))]
+        replies: dict[str, Reply] = {}
+        used: list[Reply] = []
+        lost: dict[str, str] = {}
+        with Spool(self.record.folder / "spool") as spool:
+            for reply in self.hospitals.ask(questions, to_arrays(tensors)):
+                self._note(kind, number, reply)
+                spool.write(reply.hospital, reply.tensors)
+                replies[reply.hospital] = replace(reply, tensors={})
+            for name in self.hospitals.names:
+                if not replies[name].ok:
+                    lost[name] = replies[name].report.reason
+                    continue
+                try:
+                    if use is not None:
+                        use(replies[name], spool.read(name))
+                    used.append(replies[name])
+                except ValueError as error:
+                    lost[name] = one_line(str(error))
+                    self.record.event("update_rejected", round=number, hospital=name, kind=kind, reason=lost[name])
+        if required and not used:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in lost.items())
+            raise RunError(f"No hospital could {kind} in round {number}, so the run stops. {reasons}")
+        return used
+
+    def _question(self, kind: str, number: int, index: int) -> RoundInstructions:
+        run, hospital = self.config.run, self.hospitals.names[index]
+        sites = Path(run.sites_home) if run.sites_home else self.record.folder / "sites"
+        return RoundInstructions(
+            kind=kind,
+            run_name=run.run_name,
+            hospital=hospital,
+            hospital_index=index,
+            round=number,
+            config=self.config.to_dict(),
+            site_folder=str(sites / hospital),
+            code_version=identity.code_version(),
+            code_hash=identity.code_hash(),
+        )
+
+    def _note(self, kind: str, number: int, reply: Reply) -> None:
+        """Write the event of one reply, as it comes."""
+        report = reply.report
+        fields: dict[str, Any] = {"round": number, "hospital": reply.hospital, "kind": kind}
+        if reply.ok:
+            fields |= {
+                "num_images": report.num_images,
+                "num_labels": report.num_labels,
+                "duration_s": report.duration_s,
+                "device": report.device,
+                "metrics": report.metrics,
+                "bytes_in": reply.bytes_in,
+                "bytes_out": reply.bytes_out,
+            }
+            fields |= {"table": report.table} if kind == protocol.DESCRIBE else {}
+        else:
+            fields["reason"] = report.reason
+        self.record.event(_DONE[report.status], **fields)
+
+
+def moving_average(average: Tensors, weights: Tensors, round_number: int, decay: float) -> Tensors:
+    """Return the server's exponential moving average after a round (1-based); the first round forgets the random start.
+
+    Args:
+        decay: In [0, 1); 0 disables, and the weights themselves come back.
+    """
+    if decay == 0:
+        return weights
+    as_torch = [{name: torch.from_numpy(np.asarray(a)) for name, a in side.items()} for side in (average, weights)]
+    new = ema_update(as_torch[0], as_torch[1], ema_decay_at(round_number, decay))
+    return {name: tensor.numpy() for name, tensor in new.items()}

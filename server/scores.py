@@ -1,0 +1,51 @@
+"""The hospitals' prediction statistics become metrics: per hospital, and pooled as if all images lay in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jointdiff.config import ModelConfig
+from jointdiff.statistics import ClassificationStatistics
+
+TEST = "test"  # the hospital's share of the evaluation split
+HELDOUT = "heldout"  # the part of its kept labels that chooses `best`
+PARTS = (TEST, HELDOUT)
+
+
+class Scores:
+    """Statistics by hospital. Counts merge exactly, so the pooled metrics are never an average of averages."""
+
+    def __init__(self, model: ModelConfig) -> None:
+        self._model = model
+        self._found: dict[str, dict[str, ClassificationStatistics]] = {part: {} for part in PARTS}
+
+    def add(self, hospital: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Read one hospital's arrays, named `<part>.<statistic>`.
+
+        Raises:
+            ValueError: They are not statistics of this run's task; nothing of this hospital is kept then.
+        """
+        groups: dict[str, dict[str, np.ndarray]] = {}
+        for name, array in arrays.items():
+            part, _, rest = name.partition(".")
+            groups.setdefault(part, {})[rest] = array
+        if TEST not in groups or not groups.keys() <= set(PARTS):
+            raise ValueError(f"statistics of {sorted(groups)} came, not of {TEST}")
+        found = {part: ClassificationStatistics.from_arrays(group) for part, group in groups.items()}
+        for statistics in found.values():
+            if (statistics.task, statistics.num_outputs) != (self._model.task, self._model.num_outputs):
+                raise ValueError(f"statistics of a {statistics.task} task with {statistics.num_outputs} outputs came")
+        for part, statistics in found.items():
+            self._found[part][hospital] = statistics
+
+    def pooled(self, part: str = TEST) -> dict[str, Any] | None:
+        """Return the metrics over all hospitals' images, or None where nobody sent any."""
+        found = list(self._found[part].values())
+        return found[0].merge(found[1:]).finish() if found else None
+
+    def by_hospital(self, part: str = TEST) -> dict[str, dict[str, Any]]:
+        """Return each hospital's own metrics."""
+        return {hospital: statistics.finish() for hospital, statistics in self._found[part].items()}

@@ -1,0 +1,1 @@
+"""Runs of server and clients together on one machine; the only place that imports both."""

@@ -1,0 +1,106 @@
+"""Everything that can be wrong with a run and can be known in a second, before Flower is started."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jointdiff import storage
+from jointdiff.config import Config, RunConfig, parse_run_config, resolve, to_mapping
+from jointdiff.errors import ConfigError, RunError, nearest
+from jointdiff.overrides import absolute_paths, parse_overrides
+
+
+def find_app(simulation: str) -> Path:
+    """Return the absolute folder of a simulation: a name in simulations/, or a path.
+
+    Raises:
+        ConfigError: There is no such simulation; the nearest name is offered.
+    """
+    ours = Path(__file__).parent
+    for folder in (ours / simulation, Path(simulation).expanduser()):
+        if simulation and (folder / "pyproject.toml").is_file():
+            return folder.resolve()
+    names = [path.parent.name for path in ours.glob("*/pyproject.toml")]
+    raise ConfigError(
+        f"Unknown simulation '{simulation}': {nearest(simulation, names)} A folder with a pyproject.toml works too."
+    )
+
+
+def app_defaults(app: Path) -> dict[str, Any]:
+    """Return the app's [tool.flwr.app.config].
+
+    Raises:
+        ConfigError: Its pyproject.toml cannot be read as TOML, or holds no such table.
+    """
+    path = app / "pyproject.toml"
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        return dict(tree["tool"]["flwr"]["app"]["config"])
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from None
+    except (KeyError, TypeError):
+        raise ConfigError(f"{path} has no table [tool.flwr.app.config]: {app.name} is no Flower app of ours.") from None
+
+
+def prepare(app: Path, overrides: Iterable[str], *, now: datetime | None = None) -> RunConfig:
+    """Return the run-config with everything made explicit: run-name, and absolute paths.
+
+    Args:
+        app: Folder of the Flower app that holds the defaults.
+        overrides: Texts of `key=value` pairs.
+        now: Time that names a run without a name; None = now, UTC.
+
+    Raises:
+        ConfigError: A key or value is wrong.
+        RunError: The home cannot be written.
+    """
+    run = parse_run_config({**app_defaults(app), **parse_overrides(overrides)})
+    home = storage.home(run.home)
+    name = run.run_name or _name(run, now or datetime.now(UTC))
+    return absolute_paths(parse_run_config({**to_mapping(run), "run-name": name, "home": str(home)}))
+
+
+def _name(run: RunConfig, now: datetime) -> str:
+    kind, _, rest = run.dataset.partition(":")
+    data = Path(rest).stem if kind == "npz" else run.dataset
+    words = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in f"{data}-{run.method}")
+    return f"{words.strip('-')[:60]}-{now:%Y%m%d-%H%M%S}"
+
+
+def check(run: RunConfig) -> Config:
+    """Build what the run will need, on its real data, and return the resolved configuration.
+
+    Raises:
+        JointDiffError: The first thing that is wrong, with its remedy.
+    """
+    if storage.run_path(Path(run.home), run.run_name).exists():
+        raise RunError(
+            f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name, or carry that run "
+            "on with `resume`."
+        )
+    if run.sites_home:
+        storage.home(run.sites_home)
+    # torch takes seconds to import: what can be known without it has been checked above.
+    from jointdiff.data import dataset_info, hospital_data
+
+    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
+    for index in range(run.num_hospitals):
+        hospital_data(run, index)
+    _check_model(config)
+    return config
+
+
+def _check_model(config: Config) -> None:
+    import torch
+
+    from jointdiff.model import JointModel
+    from jointdiff.training import select_device
+
+    select_device(config.run.device)
+    with torch.device("meta"):
+        JointModel(config.model)
