@@ -56,7 +56,7 @@ def _answer(message: Message) -> Message:
 
 
 def _unpack(content: RecordDict) -> dict[str, np.ndarray]:
-    arrays = content.array_records.get("arrays", {})
+    arrays = content.array_records.get("arrays", ArrayRecord())
     return {name: array.numpy() for name, array in arrays.items()}
 
 

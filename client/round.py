@@ -19,8 +19,7 @@ from client import state
 from client.explain import explain_site
 from jointdiff import protocol, storage
 from jointdiff.config import Config
-from jointdiff.data import HospitalData, class_table, hospital_data
-from jointdiff.data.base import ImageSet
+from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
 from jointdiff.head import head_statistics

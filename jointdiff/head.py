@@ -11,7 +11,11 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch import nn
+
+from jointdiff.config import Config
+from jointdiff.data.hospital import HospitalData
+from jointdiff.evaluation import extract_features
+from jointdiff.model import JointModel
 
 LOGIT_SPREAD = 2.5  # standard deviation of a solved logit over all images
 
@@ -40,10 +44,10 @@ def head_sums(features: np.ndarray, labels: np.ndarray, num_outputs: int) -> dic
     x = features.astype(np.float64)
     sums = {"count": np.array(float(len(x))), "sum": x.sum(axis=0), "products": _pack(x.T @ x)}
     if labels.ndim == 1:
-        known = labels >= 0
+        known = np.asarray(labels >= 0)
         targets = np.eye(num_outputs)[labels[known]]
     else:
-        known = (labels >= 0).all(axis=1)
+        known = np.all(labels >= 0, axis=1)
         targets = labels[known].astype(np.float64)
     labelled = x[known]
     if labels.ndim == 1:
@@ -73,16 +77,17 @@ def add_sums(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {k: np.sum([p[k] for p in parts], axis=0) for k in first}
 
 
-def solve_head(sums: Mapping[str, np.ndarray], *, ridge: float, multi_label: bool) -> dict[str, torch.Tensor]:
+def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torch.Tensor]:
     """Solve the head from merged sums: class-balanced ridge regression on standardised features.
 
     Args:
-        sums: From `head_sums`, added up.
-        ridge: L2 penalty per labelled image, on features of unit variance; > 0.
+        sums: From `head_sums`, added up over the hospitals.
+        config: `training.ridge` is the L2 penalty per labelled image, on features of unit variance; > 0.
 
     Returns:
         The head's tensors: mean, scale [D]; weight [K,D]; bias [K], float32.
     """
+    ridge, multi_label = config.training.ridge, config.model.task == "multi-label"
     n = float(sums["count"])
     mean = sums["sum"] / n
     covariance = _unpack(sums["products"], len(mean)) / n - np.outer(mean, mean)
@@ -126,6 +131,9 @@ def solve_head(sums: Mapping[str, np.ndarray], *, ridge: float, multi_label: boo
     }
 
 
-def put_head(model: nn.Module, head: Mapping[str, torch.Tensor]) -> None:
-    """Write a solved head into a model, in place."""
-    model.load_state_dict(dict(head), strict=False)
+def head_statistics(
+    model: JointModel, data: HospitalData, config: Config, device: torch.device
+) -> dict[str, np.ndarray]:
+    """Return one hospital's sums over the features of its training images."""
+    features = extract_features(model, data.train.images, device=device).cpu().numpy()
+    return head_sums(features, data.train.labels, config.model.num_outputs)

@@ -39,9 +39,9 @@ def code_hash() -> str:
 
 
 def hash_files(files: Iterable[tuple[str, bytes]]) -> str:
-    """Return one SHA-256 (hex) over names and contents, whatever their order and their line ends.
+    r"""Return one SHA-256 (hex) over names and contents, whatever their order and their line ends.
 
-    >>> hash_files([("a.py", b"x\\r\\n"), ("b.py", b"y")]) == hash_files([("b.py", b"y"), ("a.py", b"x\\n")])
+    >>> hash_files([("a.py", b"x\r\n"), ("b.py", b"y")]) == hash_files([("b.py", b"y"), ("a.py", b"x\n")])
     True
     >>> hash_files([("a.py", b"xb"), ("b.py", b"")]) == hash_files([("a.py", b"x"), ("b.py", b"b")])
     False

@@ -29,6 +29,9 @@ def pool(maps: Sequence[torch.Tensor]) -> torch.Tensor:
 class Head(nn.Module):
     """A linear classifier on standardised features. Mean and scale are buffers, merged over hospitals."""
 
+    mean: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, num_features: int, num_outputs: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(num_features))

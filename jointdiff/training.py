@@ -18,6 +18,7 @@ from jointdiff import diffusion, losses, pseudo_labels
 from jointdiff.augment import strong_view, weak_view
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import ImageSet
+from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
 from jointdiff.model import JointModel, to_network
@@ -81,10 +82,9 @@ class _Sampler:
     def __init__(self, train: ImageSet, device: torch.device, generator: torch.Generator) -> None:
         self.images = torch.as_tensor(train.images, device=device)
         self.labels = torch.as_tensor(train.labels, device=device)
-        known = train.labels >= 0 if train.labels.ndim == 1 else (train.labels >= 0).any(axis=1)
         self.all = torch.arange(len(train))
-        self.labelled = torch.as_tensor(np.flatnonzero(known))
-        self.unlabelled = torch.as_tensor(np.flatnonzero(~known))
+        self.labelled = torch.as_tensor(np.flatnonzero(train.labelled))
+        self.unlabelled = torch.as_tensor(np.flatnonzero(~train.labelled))
         self.generator = generator
 
     def draw(self, pool: torch.Tensor, count: int) -> torch.Tensor:
@@ -98,24 +98,22 @@ class _Sampler:
 
 def train_round(
     model: JointModel,
-    data: ImageSet,
+    data: HospitalData,
     config: Config,
     *,
     round_number: int,
     hospital_index: int,
     device: torch.device,
     state: State | None,
-    hidden_labels: np.ndarray | None = None,
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Train in place for `local-steps` steps.
 
     Args:
         model: Holds the weights the server sent; its head is the teacher of this round when teacher = global.
-        data: The hospital's training images; a label of -1 is unknown.
+        data: The hospital's images. Its hidden labels serve one telemetry number, pseudo_accuracy, and nothing else.
         round_number: 1-based.
         hospital_index: 0-based; with the seed and the round it fixes every draw.
         state: What this function returned in the round before (optimiser moments, thresholds), or None.
-        hidden_labels: In simulation the true labels, for telemetry alone.
 
     Returns:
         Means over the steps (loss, loss_diffusion, loss_class, loss_pseudo, pseudo_coverage, pseudo_accuracy,
@@ -125,12 +123,13 @@ def train_round(
     began = time.perf_counter()
     weights = term_weights(config, round_number)
     generator = generator_for(run.seed, hospital_index, round_number, "training", device)
-    sampler = _Sampler(data, device, generator_for(run.seed, hospital_index, round_number, "batches"))
+    sampler = _Sampler(data.train, device, generator_for(run.seed, hospital_index, round_number, "batches"))
+    truth = torch.as_tensor(data.hidden_labels, device=device)
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
     multi_label = config.model.task == "multi-label"
     teacher = None
     if weights.pseudo and training.teacher == "global" and len(sampler.unlabelled):
-        teacher = torch.as_tensor(predict(model, data.images, device=device), device=device)
+        teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
     thresholds = _load_thresholds(state, config).to(device)
 
     solved = training.head == "ridge"
@@ -171,9 +170,7 @@ def train_round(
                 logits = model.classify(strong_view(x, generator))
                 terms["loss_pseudo"] = losses.pseudo_label_loss(logits, pseudo, mask).mean()
                 terms["pseudo_coverage"] = mask.mean()
-                if hidden_labels is not None:
-                    truth = torch.as_tensor(hidden_labels, device=device)[index]
-                    terms["_pseudo_right"] = ((pseudo == truth) * mask).mean()
+                terms["_pseudo_right"] = ((pseudo == truth[index]) * mask).mean()
         zero = torch.zeros((), device=device)
         loss = (
             weights.diffusion * terms.get("loss_diffusion", zero)

@@ -93,15 +93,22 @@ def merge_statistics(parts: Iterable[Mapping[str, np.ndarray]]) -> Tensors:
 
 
 def weighted_means(parts: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Return each scalar's weighted mean over the parts that have it and in which it is finite.
+    """Return each scalar's weighted mean over the parts that have it and in which it is finite; counts are added up.
 
     >>> weighted_means([({"loss": 1.0, "acc": 0.5}, 1), ({"loss": 4.0, "acc": float("nan")}, 2)])
     {'acc': 0.5, 'loss': 3.0}
+    >>> weighted_means([({"num_graded": 4}, 4), ({"num_graded": 6}, 6)])
+    {'num_graded': 10.0}
     """
-    sums: dict[str, tuple[float, float]] = {}
+    found: dict[str, list[tuple[float, float]]] = {}
     for scalars, weight in parts:
         for name, value in scalars.items():
             if np.isfinite(value) and weight > 0:
-                old_sum, old_weight = sums.get(name, (0.0, 0.0))
-                sums[name] = (old_sum + weight * value, old_weight + weight)
-    return {name: total / weight for name, (total, weight) in sorted(sums.items())}
+                found.setdefault(name, []).append((float(value), float(weight)))
+    return {name: _combined(name, values) for name, values in sorted(found.items())}
+
+
+def _combined(name: str, values: list[tuple[float, float]]) -> float:
+    if name.startswith("num_"):
+        return sum(value for value, _ in values)
+    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)

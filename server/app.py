@@ -9,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from jointdiff.config import parse_run_config
-from jointdiff.views.terminal import Progress
+from jointdiff.views.terminal import ProgressPrinter
 from server.rounds import run_federation
 
 app = ServerApp()
@@ -19,4 +19,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run one federation over Flower's grid."""
     run = parse_run_config(context.run_config)
-    run_federation(grid, run, callback=Progress())
+    with ProgressPrinter() as progress:
+        run_federation(grid, run, callback=progress)

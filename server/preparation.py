@@ -18,7 +18,7 @@ from jointdiff.reproducibility import SERVER, seed_for
 
 
 def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
-    """Resolve the configuration and make the run's folder. The server loads no images, only what a data set says of itself.
+    """Resolve the configuration and make the run's folder. The server loads no images.
 
     Returns:
         The resolved configuration (with the run's name and absolute folders), the data set's description, the folder.

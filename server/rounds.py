@@ -21,7 +21,7 @@ from jointdiff import identity, protocol
 from jointdiff.config import Config, RunConfig
 from jointdiff.ema import ema_decay_at, ema_update
 from jointdiff.errors import RunError
-from jointdiff.head import solve_head
+from jointdiff.head import head_sums, solve_head
 from jointdiff.protocol import RoundInstructions
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
@@ -72,6 +72,8 @@ class Federation:
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self._best: float | None = None
+        sites_home = config.run.sites_home
+        self._sites = Path(sites_home) if sites_home else record.folder / "sites"
 
     def describe(self) -> None:
         """Ask every hospital who it is."""
@@ -120,16 +122,24 @@ class Federation:
         return metrics
 
     def _solve_head(self, number: int) -> None:
-        """Solve the classifier head on the hospitals' summed statistics of the average's features; both models get it."""
+        """Solve the classifier head on the hospitals' sums over the average's features; both models get it."""
+        model = self.config.model
+        no_labels = np.zeros((0, model.num_outputs) if model.task == "multi-label" else 0, np.int64)
+        like = head_sums(np.zeros((0, len(self.weights["head.mean"]))), no_labels, model.num_outputs)
         total = WeightedSum()
-        self._ask(protocol.HEAD, number, self.average, use=lambda _, tensors: total.add(tensors, 1))
-        head = {name: tensor.cpu().numpy() for name, tensor in solve_head(total.total(), self.config).items()}
+
+        def add(_: Reply, tensors: Tensors) -> None:
+            check_update(tensors, like=like)
+            total.add(tensors, 1)
+
+        self._ask(protocol.HEAD, number, self.average, use=add)
+        head = {name: tensor.numpy() for name, tensor in solve_head(total.total(), self.config).items()}
         check_update(head, like={name: self.weights[name] for name in head})
         self.weights = {**self.weights, **head}
         self.average = {**self.average, **head}
 
     def _evaluate(self, number: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Evaluate the average at every hospital; return the round's entry, and the held-out metrics if there are any."""
+        """Evaluate the average at every hospital; return the round's entry, and held-out metrics if there are any."""
         scores = Scores(self.config.model)
         self._ask(
             protocol.EVALUATE, number, self.average, use=lambda reply, tensors: scores.add(reply.hospital, tensors)
@@ -191,12 +201,15 @@ class Federation:
                     self.record.event("update_rejected", round=number, hospital=name, kind=kind, reason=lost[name])
         if required and not used:
             reasons = "; ".join(f"{name}: {reason}" for name, reason in lost.items())
-            raise RunError(f"No hospital could {kind} in round {number}, so the run stops. {reasons}")
+            logs = self._sites / "<hospital>" / "site.log"
+            raise RunError(
+                f"No hospital could {kind} in round {number}, so the run stops. {reasons}. The details are in each "
+                f"hospital's own log, in a simulation {logs}."
+            )
         return used
 
     def _question(self, kind: str, number: int, index: int) -> RoundInstructions:
         run, hospital = self.config.run, self.hospitals.names[index]
-        sites = Path(run.sites_home) if run.sites_home else self.record.folder / "sites"
         return RoundInstructions(
             kind=kind,
             run_name=run.run_name,
@@ -204,7 +217,7 @@ class Federation:
             hospital_index=index,
             round=number,
             config=self.config.to_dict(),
-            site_folder=str(sites / hospital),
+            site_folder=str(self._sites / hospital),
             code_version=identity.code_version(),
             code_hash=identity.code_hash(),
         )

@@ -29,7 +29,7 @@ class Spool:
 
     def write(self, hospital: str, tensors: Mapping[str, np.ndarray]) -> None:
         """Keep the tensors of one hospital; a second reply replaces the first."""
-        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, self._path(hospital))
+        save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, self._path(hospital))
 
     def read(self, hospital: str) -> dict[str, np.ndarray]:
         """Return the tensors of one hospital."""

@@ -16,7 +16,7 @@ LOOK_S = 0.3  # between two looks at the files
 ASK_S = 30.0  # between two questions to the daemon; each costs a Python process
 EVENTS_GRACE_S = 5.0  # for events to arrive once Flower calls a run finished
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_TASK_ENDED = re.compile(r"Finished task|Failed task|Stopped task")
+_TASK_ENDED = re.compile(r"Finished task|Failed task|Stopped task|All logs for run ID")
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,9 @@ class Follower:
             return Verdict(True, report=str(self._end.get("report", "")))
         if status == "finished:completed":
             return Verdict(False, "Flower calls the run completed, but it has written no result.", self._last_lines())
-        cause = details or "Flower gives no cause"
+        cause = details.removeprefix("Simulation failed with exception: ") or "Flower gives no cause"
+        if "heartbeat" in cause:
+            cause += ": the server's process has died, perhaps for lack of memory"
         return Verdict(False, f"{cause} ({status})", self._last_lines())
 
     def _last_lines(self, count: int = 20) -> tuple[str, ...]:

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         verdict = _simulate(app, run, config)
         if verdict.ok:
-            print(f"Finished in {time.monotonic() - started:.0f} s. Report: {verdict.report}")
+            print(f"Done in {time.monotonic() - started:.0f} s, Flower and Ray stopped. Report: {verdict.report}")
             return 0
         for line in verdict.log_lines:
             print(f"  | {line}", file=sys.stderr)
@@ -110,7 +110,8 @@ def _simulate(app: Path, run: RunConfig, config: Config) -> Verdict:
             daemon = stack.enter_context(FlowerDaemon(flower_home, extra_environment=shared.environment))
             stack.callback(_ignore_signals)  # runs before the daemon is stopped: cleaning must not end half done
             run_id = daemon.submit(app, to_mapping(run), shared.federation)
-            verdict = Follower(daemon, run_id, run_folder, ProgressPrinter()).wait()
+            show = stack.enter_context(ProgressPrinter())
+            verdict = Follower(daemon, run_id, run_folder, show).wait()
         finally:
             stack.close()
             _record_end(run_folder, verdict)

@@ -5,10 +5,10 @@ A hospital's name, a reason for a refusal, a class name: all of them come from s
 
 from __future__ import annotations
 
+import functools
 import html
+import importlib.resources
 from collections.abc import Iterable
-
-from jointdiff.views.style import CSS
 
 _VOID = frozenset({"br", "hr", "img", "meta", "col"})
 # No script, no network, no form: even if a hostile text slipped through, the page could not act on it.
@@ -102,9 +102,14 @@ def page(title: str, *body: Child) -> Html:
         element("meta", name="color-scheme", content="light dark"),
         element("meta", name="robots", content="noindex"),
         element("title", title),
-        element("style", Html(CSS)),
+        element("style", Html(_style())),
     )
     return Html("<!doctype html>\n" + element("html", head, element("body", element("main", *body)), lang="en") + "\n")
+
+
+@functools.cache
+def _style() -> str:
+    return importlib.resources.files("jointdiff.views").joinpath("style.css").read_text(encoding="utf-8")
 
 
 def banner(*, real: bool | None, where: str = "") -> Html:

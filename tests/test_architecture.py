@@ -1,0 +1,95 @@
+"""Who may import whom: import-linter's contracts, and the finer rules that it cannot say."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PURE = ("schedule", "diffusion", "losses", "pseudo_labels", "sampling", "counterfactual", "ema", "augment", "unet")
+PURE_ROOTS = {"torch", "numpy"}
+# Libraries that belong to one adapter, or to one door of the house.
+ONLY_IN = {
+    "medmnist": ("jointdiff/data/medmnist.py",),
+    "pydicom": ("jointdiff/data/dicom.py",),
+    "opacus": ("jointdiff/privacy.py",),
+    "rich": ("jointdiff/views/terminal.py",),
+    "flwr": ("client/", "server/", "simulations/"),
+    "ray": (),
+    "sklearn": (),
+}
+
+
+def test_import_linter_contracts_hold() -> None:
+    tool = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([tool, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_forbidden_import_breaks_a_contract(tmp_path: Path) -> None:
+    for package in ("jointdiff", "client", "server", "simulations", "configs"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text())
+    (tmp_path / "client" / "__init__.py").write_text("import server\n")
+    tool = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, runpy; sys.path.insert(0, '.'); sys.argv = ['lint-imports', '--no-cache']; "
+         f"runpy.run_path({str(tool)!r}, run_name='__main__')"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "A hospital never imports the server BROKEN" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["errors", "protocol"])
+def test_the_ground_floor_imports_nothing_but_the_standard_library(name: str) -> None:
+    assert {root for root, _ in _imports(ROOT / "jointdiff" / f"{name}.py")} <= sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", PURE)
+def test_pure_mathematics_knows_torch_and_mathematics_only(name: str) -> None:
+    path = ROOT / "jointdiff" / f"{name}.py"
+    for root, module in _imports(path):
+        if root == "jointdiff":
+            assert module.split(".")[1] in (*PURE, "errors", "config"), f"{name} imports {module}"
+        else:
+            assert root in PURE_ROOTS or root in {"__future__", "math", "collections", "dataclasses", "typing",
+                                                  "functools", "itertools"}, f"{name} imports {module}"  # fmt: skip
+
+
+def test_libraries_stay_in_their_rooms() -> None:
+    strays = []
+    for path in _sources():
+        place = path.relative_to(ROOT).as_posix()
+        for root, module in _imports(path):
+            if root in ONLY_IN and not place.startswith(tuple(ONLY_IN[root]) or ("-",)):
+                strays.append(f"{place} imports {module}")
+    assert not strays
+
+
+def _sources() -> list[Path]:
+    found = [path for name in ("jointdiff", "client", "server", "simulations") for path in (ROOT / name).rglob("*.py")]
+    assert len(found) > 20  # a wrong ROOT must not make the rule empty
+    return found
+
+
+def _imports(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield (top-level package, whole module) of every import, wherever it stands in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name.split(".")[0], alias.name
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import; write the whole name"
+            assert node.module is not None
+            if node.module == "jointdiff":
+                for alias in node.names:
+                    yield "jointdiff", f"jointdiff.{alias.name}"
+            else:
+                yield node.module.split(".")[0], node.module
