@@ -7,6 +7,9 @@ SIMULATION ?= 3_hospitals
 RUN_CONFIG ?=
 PYTEST_ARGS ?=
 
+# The shell reads them from the environment, so that quotes inside them survive.
+export SIMULATION RUN_CONFIG
+
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -31,7 +34,7 @@ setup-system: ## Install what only deployment and browser tests need (Debian, Ub
 	sudo apt-get install --yes nginx chromium
 
 simulate: $(STAMP) ## Train three hospitals together and write the report
-	@$(BIN)/jointdiff-simulate $(SIMULATION) $(if $(strip $(RUN_CONFIG)),--run-config '$(RUN_CONFIG)')
+	@$(BIN)/jointdiff-simulate "$$SIMULATION" --run-config "$$RUN_CONFIG"
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -84,7 +84,8 @@ class Site:
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
         """Return the network with the weights that the server sent, on the device."""
-        model = JointModel(self.config.model)
+        with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw must leave no trace
+            model = JointModel(self.config.model)
         model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
         return model.to(self.device)
 

@@ -79,8 +79,12 @@ def to_toml(values: Mapping[str, Any]) -> str:
     num-rounds = 2
     home = "C:\\x \"y\""
     """
+    return "".join(f"{key} = {_toml(value)}\n" for key, value in values.items())
+
+
+def _toml(value: Any) -> str:
     # JSON's strings, numbers and booleans are TOML's; DEL is the one character that only TOML wants escaped.
-    return "".join(f"{key} = {json.dumps(value)}\n".replace("\x7f", "\\u007f") for key, value in values.items())
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def absolute_paths(run: RunConfig) -> RunConfig:
@@ -88,7 +92,7 @@ def absolute_paths(run: RunConfig) -> RunConfig:
 
     Flower's daemon has a working directory of its own, so a relative path would mean another place there.
     """
-    changes = {}
+    changes: dict[str, Any] = {}
     for name in ("data_root", "home", "sites_home"):
         if getattr(run, name):
             changes[name] = _absolute(getattr(run, name))

@@ -8,6 +8,7 @@ whose labels are free to use: phantoms and public sets. In a deployment no hospi
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,18 +29,18 @@ if TYPE_CHECKING:
     from jointdiff.data import ImageSet
 
 VERSION = "referee-1"
-STEPS = 600
+STEPS = 300
 _BATCH_SIZE = 64
-_WIDTH = 24
+_WIDTH = 32  # channels at half the size
 _MAX_SIDE = 32  # larger images are halved by strided convolutions until no side is longer
 
 
 class _Block(nn.Module):
-    """x -> x + conv(gelu(norm(conv(gelu(norm(x)))))), with a stride and a 1 x 1 shortcut where the shape changes."""
+    """x -> x + conv(relu(norm(conv(relu(norm(x)))))), with a stride and a 1 x 1 shortcut where the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, inputs), nn.GroupNorm(8, outputs)
+        self.norm1, self.norm2 = nn.GroupNorm(4, inputs), nn.GroupNorm(4, outputs)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.short = nn.Conv2d(inputs, outputs, 1, bias=False) if inputs != outputs or stride != 1 else nn.Identity()
@@ -47,25 +48,28 @@ class _Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map [B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
-        h = self.conv2(F.gelu(self.norm2(self.conv1(F.gelu(self.norm1(x))))))
+        h = self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
         return h + self.short(F.avg_pool2d(x, self.stride, ceil_mode=True) if self.stride > 1 else x)
 
 
 class _Network(nn.Module):
     def __init__(self, channels: int, num_outputs: int, image_size: int) -> None:
         super().__init__()
-        halvings = max(0, (image_size - 1) // _MAX_SIDE).bit_length()
-        widths = [max(8, _WIDTH // 2 ** (halvings - i) // 8 * 8) for i in range(halvings)] + [_WIDTH]
+        # The first level halves, so that the costly full size has few channels; larger images are halved more often.
+        halvings = 1 + max(0, (image_size - 1) // _MAX_SIDE).bit_length()
+        widths = [max(16, _WIDTH // 2 ** (halvings - i)) for i in range(halvings)] + [_WIDTH]
         self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
-        self.reduce = nn.Sequential(*(_Block(a, b, 2) for a, b in zip(widths[:-1], widths[1:], strict=True)))
-        w = _WIDTH
-        self.blocks = nn.Sequential(_Block(w, w, 1), _Block(w, 2 * w, 2), _Block(2 * w, 2 * w, 1), _Block(2 * w, 4 * w, 2))
-        self.norm = nn.GroupNorm(8, 4 * w)
-        self.head = nn.Linear(8 * w, num_outputs)
+        self.blocks = nn.Sequential(
+            *(_Block(a, b, 2) for a, b in itertools.pairwise(widths)),
+            _Block(_WIDTH, _WIDTH, 1),
+            _Block(_WIDTH, 2 * _WIDTH, 2),
+        )
+        self.norm = nn.GroupNorm(4, 2 * _WIDTH)
+        self.head = nn.Linear(4 * _WIDTH, num_outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map images [B, C, H, W] in [-1, 1] to logits [B, K]."""
-        h = F.gelu(self.norm(self.blocks(self.reduce(self.stem(x)))))
+        h = F.relu(self.norm(self.blocks(self.stem(x))))
         # The greatest response beside the mean: a lesion is small, and a mean over the scan drowns it.
         return self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1))
 
@@ -83,12 +87,10 @@ class Referee:
         """Return probabilities, float32 [N, K], of images uint8 [N, H, W, C]."""
         self.network.eval()
         logits = [
-            self.network(_to_tensor(images[i : i + batch_size], self.device)) for i in range(0, len(images), batch_size)
+            self.network(_to_tensor(images[i : i + batch_size], self.device)) for i in range(0, max(1, len(images)), batch_size)
         ]
-        if not logits:
-            return np.zeros((0, self.network.head.out_features), np.float32)  # type: ignore[union-attr]
-        both = torch.cat(logits).float()
-        probs = both.sigmoid() if self.task == "multi-label" else both.softmax(1)
+        every = torch.cat(logits).float()
+        probs = every.sigmoid() if self.task == "multi-label" else every.softmax(1)
         return probs.cpu().numpy()
 
     __call__ = predict
@@ -108,7 +110,7 @@ def train_referee(
     steps: int = STEPS,
     device: torch.device | str = "cpu",
 ) -> Referee:
-    """Train a referee on every labelled image of `train`; about 30 s on two cores at 28 px.
+    """Train a referee on every labelled image of `train`; 37 s of one core (AVX2) at 28 px.
 
     Args:
         train: The official train split with all its labels; images without a label (-1) are left out.
@@ -191,8 +193,8 @@ def _read(path: Path, facts: str) -> Mapping[str, torch.Tensor]:
 
 def _fingerprint(train: ImageSet, facts: str) -> str:
     digest = hashlib.sha256(facts.encode())
-    digest.update(np.ascontiguousarray(train.images))
-    digest.update(np.ascontiguousarray(train.labels))
+    digest.update(train.images.tobytes())
+    digest.update(train.labels.tobytes())
     return digest.hexdigest()
 
 

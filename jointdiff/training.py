@@ -93,7 +93,8 @@ class _Sampler:
         return pool[at].to(self.images.device)
 
     def take(self, index: torch.Tensor) -> torch.Tensor:
-        return to_network(self.images[index], self.images.device)
+        x = to_network(self.images[index], self.images.device)
+        return x.contiguous(memory_format=torch.channels_last)
 
 
 def train_round(
@@ -132,9 +133,13 @@ def train_round(
         teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
     thresholds = _load_thresholds(state, config).to(device)
 
+    # Channels last: 1.4 times faster convolutions in fp32 on the CPU (docs/measurements.md), the usual choice on a GPU.
+    model.to(memory_format=torch.channels_last)
     solved = training.head == "ridge"
     learned = [p for name, p in model.named_parameters() if not (solved and name.startswith("head."))]
-    optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
+    optimizer = torch.optim.AdamW(
+        learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
+    )
     _load_moments(optimizer, state)
     model.train()
     model.head.requires_grad_(not solved)
@@ -187,6 +192,7 @@ def train_round(
         for name, value in terms.items():
             sums[name] = sums.get(name, zero) + value.detach()
 
+    model.to(memory_format=torch.contiguous_format)
     metrics = {name: float(total) / run.local_steps for name, total in sums.items()}
     right = metrics.pop("_pseudo_right", None)
     if right is not None and metrics.get("pseudo_coverage", 0) > 0:
@@ -230,11 +236,9 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: State | None) -> None
     for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
         if f"optimizer.{i}.exp_avg" not in state:  # never had a gradient
             continue
-        optimizer.state[parameter] = {
-            "step": state["optimizer.step"].clone(),
-            "exp_avg": state[f"optimizer.{i}.exp_avg"].to(parameter.device).clone(),
-            "exp_avg_sq": state[f"optimizer.{i}.exp_avg_sq"].to(parameter.device).clone(),
-        }
+        moments = {name: state[f"optimizer.{i}.{name}"] for name in ("exp_avg", "exp_avg_sq")}
+        optimizer.state[parameter] = {name: torch.empty_like(parameter).copy_(m) for name, m in moments.items()}
+        optimizer.state[parameter]["step"] = state["optimizer.step"].to(parameter.device).clone()
 
 
 def _save_state(
@@ -248,6 +252,6 @@ def _save_state(
         moments = optimizer.state.get(parameter)
         if moments:
             state["optimizer.step"] = moments["step"].detach().cpu().clone()
-            state[f"optimizer.{i}.exp_avg"] = moments["exp_avg"].detach().cpu()
-            state[f"optimizer.{i}.exp_avg_sq"] = moments["exp_avg_sq"].detach().cpu()
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[f"optimizer.{i}.{name}"] = moments[name].detach().cpu().contiguous()
     return state

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,11 +17,18 @@ from jointdiff.model import JointModel
 from jointdiff.reproducibility import SERVER, seed_for
 
 
-def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
-    """Resolve the configuration and make the run's folder. The server loads no images.
+@dataclass(frozen=True)
+class Preparation:
+    """A run that can start."""
 
-    Returns:
-        The resolved configuration (with the run's name and absolute folders), the data set's description, the folder.
+    config: Config  # resolved, with the run's name and absolute folders
+    info: DatasetInfo  # what the data set says of itself
+    weights: dict[str, np.ndarray]  # of a fresh model
+    folder: Path  # of the run, made
+
+
+def prepare(run: RunConfig) -> Preparation:
+    """Resolve the configuration and make the run's folder. The server loads no images.
 
     Raises:
         JointDiffError: Unknown data set or preset, an existing run-name, an unwritable home, a model that does not fit.
@@ -35,8 +42,8 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
         sites_home=str(Path(run.sites_home).expanduser().absolute()) if run.sites_home else "",
     )
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
-    initial_weights(config)  # a model that cannot be built must say so before a folder exists
-    return config, info, storage.create_run(home, run.run_name)
+    weights = initial_weights(config)  # before a folder exists: a model that cannot be built must leave nothing
+    return Preparation(config, info, weights, storage.create_run(home, run.run_name))
 
 
 def run_name_for(run: RunConfig) -> str:

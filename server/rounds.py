@@ -25,7 +25,7 @@ from jointdiff.head import head_sums, solve_head
 from jointdiff.protocol import RoundInstructions
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
-from server.preparation import initial_weights, prepare
+from server.preparation import prepare
 from server.record import Listener, RunRecord
 from server.replies import Reply, check_update, one_line, to_arrays
 from server.scores import HELDOUT, Scores
@@ -46,31 +46,31 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
         JointDiffError: The run cannot start, or no hospital's reply could be used. Whatever is raised after the run's
             folder exists is also its last event, `run_failed`.
     """
-    config, info, folder = prepare(run)
-    record = RunRecord(folder, config, callback)
+    prepared = prepare(run)
+    record = RunRecord(prepared.folder, prepared.config, callback)
     try:
-        federation = Federation(grid, config, record)
-        record.start(info, federation.hospitals.names)
+        federation = Federation(grid, prepared.config, prepared.weights, record)
+        record.start(prepared.info, federation.hospitals.names)
         federation.describe()
-        for number in range(1, config.run.num_rounds + 1):
+        for number in range(1, prepared.config.run.num_rounds + 1):
             federation.round(number)
         federation.explain()
         record.finish()
     except BaseException as error:
         record.fail(error)
         raise
-    return folder
+    return prepared.folder
 
 
 class Federation:
     """The server's side of a run: the global weights, their average over the rounds, and what to do with replies."""
 
-    def __init__(self, grid: Grid, config: Config, record: RunRecord) -> None:
+    def __init__(self, grid: Grid, config: Config, weights: Tensors, record: RunRecord) -> None:
         self.config = config
         self.record = record
         self.hospitals = Hospitals(grid, [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)])
-        self.weights = initial_weights(config)  # what the hospitals train on
-        self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
+        self.weights = weights  # what the hospitals train on
+        self.average = weights  # the server's EMA: what is evaluated, explained and saved
         self._best: float | None = None
         sites_home = config.run.sites_home
         self._sites = Path(sites_home) if sites_home else record.folder / "sites"

@@ -190,7 +190,9 @@ class FlowerDaemon:
 def _environment(home: Path, ray_folder: str, extra: Mapping[str, str]) -> dict[str, str]:
     environment = dict(os.environ)
     environment.pop("RAY_ADDRESS", None)  # never join a cluster that is there already
-    loopback = ",".join(filter(None, (environment.get("NO_PROXY") or environment.get("no_proxy"), "127.0.0.1,localhost")))
+    loopback = ",".join(
+        filter(None, (environment.get("NO_PROXY") or environment.get("no_proxy"), "127.0.0.1,localhost"))
+    )
     environment.update(
         PATH=os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath))),
         FLWR_HOME=str(home),

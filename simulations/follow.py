@@ -53,7 +53,9 @@ class Tail:
 class Follower:
     """Hands on the events of one run, and judges its end."""
 
-    def __init__(self, daemon: FlowerDaemon, run_id: str, run_folder: Path, show: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self, daemon: FlowerDaemon, run_id: str, run_folder: Path, show: Callable[[dict[str, Any]], None]
+    ) -> None:
         """Prepare to follow.
 
         Args:
@@ -115,6 +117,8 @@ class Follower:
 
     def _last_lines(self, count: int = 20) -> tuple[str, ...]:
         time.sleep(0.5)  # the log reaches us through two processes
-        text = self._daemon.run_log.read_text(encoding="utf-8", errors="replace") if self._daemon.run_log.exists() else ""
+        text = (
+            self._daemon.run_log.read_text(encoding="utf-8", errors="replace") if self._daemon.run_log.exists() else ""
+        )
         lines = [_COLOURS.sub("", line).rstrip() for line in text.splitlines()]
         return tuple([line for line in lines if line][-count:])

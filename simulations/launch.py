@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
 import yaml
 
-from jointdiff.config import Config, RunConfig, to_mapping
+from jointdiff.config import RunConfig, to_mapping
 from jointdiff.errors import JointDiffError, RunError
 from jointdiff.events import EventLog, read_events
 from jointdiff.views.terminal import ProgressPrinter
@@ -58,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry_run:
             print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
             return 0
-        verdict = _simulate(app, run, config)
+        verdict = _simulate(app, run)
         if verdict.ok:
             print(f"Done in {time.monotonic() - started:.0f} s, Flower and Ray stopped. Report: {verdict.report}")
             return 0
@@ -83,7 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The keys are described in simulations/3_hospitals/README.md.",
     )
     parser.add_argument(
-        "simulation", nargs="?", default="3_hospitals", help="a folder of simulations/, or a path (default: %(default)s)"
+        "simulation",
+        nargs="?",
+        default="3_hospitals",
+        help="a folder of simulations/, or a path (default: %(default)s)",
     )
     parser.add_argument(
         "--run-config",
@@ -93,11 +95,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar='"KEY=VALUE ..."',
         help="set run-config keys; may be repeated, the last one wins",
     )
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the configuration, start nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
+    )
     return parser
 
 
-def _simulate(app: Path, run: RunConfig, config: Config) -> Verdict:
+def _simulate(app: Path, run: RunConfig) -> Verdict:
     """Start, follow and stop; a run that did not end well leaves Flower's logs."""
     run_folder = Path(run.home, "runs", run.run_name)
     flower_home = Path(run.home, "flower", run.run_name)
@@ -112,6 +116,9 @@ def _simulate(app: Path, run: RunConfig, config: Config) -> Verdict:
             run_id = daemon.submit(app, to_mapping(run), shared.federation)
             show = stack.enter_context(ProgressPrinter())
             verdict = Follower(daemon, run_id, run_folder, show).wait()
+        except Interrupted as stop:
+            verdict = Verdict(False, f"stopped by {signal.Signals(stop.number).name}")
+            raise
         finally:
             stack.close()
             _record_end(run_folder, verdict)
@@ -143,7 +150,7 @@ def _record_end(run_folder: Path, verdict: Verdict) -> None:
 
 
 @contextlib.contextmanager
-def _signals_interrupt():
+def _signals_interrupt() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into Interrupted, once."""
 
     def interrupt(number: int, _: FrameType | None) -> None:

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from jointdiff.config import RunConfig, parse_run_config
+
+TINY_SIZE = 16  # pixels per side of the smallest federation
+_TINY_MODEL = "width: 8\nmultipliers: [1]\npatch-size: 2\nnum-blocks: 1\nattention-levels: []\n"
 
 os.environ.update(FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0")
 
@@ -25,6 +34,45 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data.npz (brighter images are ill) and model.yaml (a few thousand parameters)."""
+    folder = tmp_path_factory.mktemp("tiny")
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 48), ("val", 12), ("test", 18)):
+        labels = np.arange(count) % 2
+        noise = rng.integers(0, 120, (count, TINY_SIZE, TINY_SIZE))
+        arrays[f"{split}_images"] = (noise + labels[:, None, None] * 60).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels
+    np.savez(folder / "data.npz", class_names=np.array(["healthy", "ill"]), **arrays)
+    (folder / "model.yaml").write_text(_TINY_MODEL)
+    return folder
+
+
+@pytest.fixture
+def tiny_run(tiny_files: Path, tmp_path: Path) -> Callable[..., RunConfig]:
+    """A function that makes the RunConfig of a federation of three in a fraction of a second; keywords change it."""
+
+    def make(**changes: Any) -> RunConfig:
+        values: dict[str, Any] = {
+            "dataset": f"npz:{tiny_files / 'data.npz'}",
+            "image-size": TINY_SIZE,
+            "num-labels": 12,
+            "num-rounds": 2,
+            "local-steps": 2,
+            "batch-size": 4,
+            "model": str(tiny_files / "model.yaml"),
+            "device": "cpu",
+            "explain": 0,
+            "run-name": "tiny",
+            "home": str(tmp_path / "home"),
+        }
+        return parse_run_config(values | {name.replace("_", "-"): value for name, value in changes.items()})
+
+    return make
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -81,7 +81,7 @@ class Lesions:
     x: np.ndarray
     y: np.ndarray
     radius: np.ndarray
-    strength: np.ndarray  # brightness of its brightest part over the lung
+    density: np.ndarray  # brightness of its solid part, of soft tissue's
     phase: np.ndarray  # turns the spicules
 
     def select(self, rows: slice) -> Lesions:
@@ -101,8 +101,8 @@ def draw_lesions(patients: Patients, rng: np.random.Generator) -> Lesions:
     rows = np.arange(num)
     return Lesions(
         x=x[rows, first], y=y[rows, first],
-        radius=rng.uniform(0.20, 0.27, num).astype(np.float32),
-        strength=rng.uniform(0.30, 0.42, num).astype(np.float32),
+        radius=rng.uniform(0.24, 0.31, num).astype(np.float32),
+        density=rng.uniform(1.0, 1.2, num).astype(np.float32),
         phase=rng.uniform(0, 2 * np.pi, num).astype(np.float32),
     )
 
@@ -169,20 +169,28 @@ def _vessels(p: Patients, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
     return total
 
 
-def paint_lesions(lesions: Lesions, kind: str, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return what a lesion adds to the brightness, float32 [N, S, S], and its mask, bool [N, S, S]: beyond it, exactly 0.
+def paint_lesions(
+    patients: Patients, lesions: Lesions, kind: str, brightness: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return `brightness` [N, S, S] with a lesion in every chest, and the lesions' masks, bool [N, S, S].
 
-    A `cavity` is a bright ring around a dark core; a `nodule` is a solid bright star of spicules in a dark rim.
+    A `cavity` is a ring of tissue around a dark core; a `nodule` is a star of tissue in a dark rim. Both are made of levels
+    that the healthy chest has too, so that no histogram tells them. Beyond the mask nothing changes.
     """
-    x, y = pixel_grid(size)
+    x, y = pixel_grid(brightness.shape[-1])
     dx, dy = (x - _column(lesions.x)) / _column(lesions.radius), (y - _column(lesions.y)) / _column(lesions.radius)
     rho = np.sqrt(dx**2 + dy**2)
     if kind == "cavity":
-        profile = np.exp(-(((rho - 0.60) / 0.20) ** 2)) - 0.6 * np.exp(-((rho / 0.30) ** 2))
+        solid = np.exp(-(((rho - 0.62) / 0.22) ** 2))
+        dark = np.exp(-((rho / 0.30) ** 2))
     else:
         spicules = 0.15 * np.cos(5 * np.arctan2(dy, dx) + _column(lesions.phase))
-        profile = 1.2 * _step((0.50 + spicules - rho) / 0.10) - 0.4 * np.exp(-(((rho - 0.85) / 0.15) ** 2))
-    return _column(lesions.strength) * profile * np.clip((1 - rho) / 0.15, 0, 1), rho < 1
+        solid = _step((0.52 + spicules - rho) / 0.10)
+        dark = 0.8 * np.exp(-(((rho - 0.85) / 0.15) ** 2))
+    fade = np.clip((1 - rho) / 0.15, 0, 1)
+    tissue = _column(patients.tissue * lesions.density)
+    air = _column(patients.tissue - patients.lung_depth - 0.1)
+    return brightness + fade * (solid * (tissue - brightness) + dark * (1 - solid) * (air - brightness)), rho < 1
 
 
 def expose(patients: Patients, brightness: np.ndarray) -> np.ndarray:

@@ -77,12 +77,13 @@ def draw_scans(info: DatasetInfo, num: int, rng: np.random.Generator) -> ImageSe
         rows = slice(start, min(start + step, num))
         some = patients.select(rows)
         healthy = anatomy.paint_chests(some, size)
-        ill = healthy.copy()
+        ill = healthy
         for kind, lesion, present in zip(anatomy.LESION_KINDS, lesions, _findings(info, labels[rows]), strict=True):
             if present.any():
-                added, disc = anatomy.paint_lesions(lesion.select(rows), kind, size)
-                ill += present[:, None, None] * added
-                masks[rows] |= present[:, None, None] & disc
+                shown = present[:, None, None]
+                with_lesion, discs = anatomy.paint_lesions(some, lesion.select(rows), kind, ill)
+                ill = np.where(shown, with_lesion, ill)
+                masks[rows] |= shown & discs
         noise = NOISE * rng.standard_normal((*healthy.shape, info.channels), dtype=np.float32)
         images[rows] = _digitise(some, ill, noise)
         twins[rows] = _digitise(some, healthy, noise)

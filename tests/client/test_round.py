@@ -17,7 +17,7 @@ from server.preparation import initial_weights, prepare
 
 @pytest.fixture
 def config(tiny_run):
-    return prepare(tiny_run(explain=3))[0]
+    return prepare(tiny_run(explain=3)).config
 
 
 @pytest.fixture

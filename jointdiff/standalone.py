@@ -1,0 +1,120 @@
+"""One site without a federation: the same rounds on the same code, with nobody to average with.
+
+What a hospital tries before it joins, and the two baselines of every table: centralised (all images in one place) and
+local-only (one hospital of several, with its own labels).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jointdiff.config import Config, RunConfig
+from jointdiff.data import HospitalData, class_table, hospital_data
+from jointdiff.ema import moving_average
+from jointdiff.errors import ConfigError
+from jointdiff.evaluation import predict
+from jointdiff.head import head_statistics, solve_head
+from jointdiff.model import JointModel
+from jointdiff.preparation import initial_weights, prepare
+from jointdiff.record import RunRecord
+from jointdiff.statistics import ClassificationStatistics
+from jointdiff.training import select_device, train_round
+
+Tensors = dict[str, np.ndarray]
+
+
+def train_alone(
+    run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[str, Any]], None] | None = None
+) -> Path:
+    """Train on one hospital's images and return the run's folder.
+
+    Args:
+        run: With num-hospitals = 1 this is the centralised baseline.
+        hospital: 0-based: which of the num-hospitals trains alone. It is evaluated on its own share of the test
+            split (`hospitals`) and on the whole split (`pooled`), so that it compares with the federation.
+        callback: Called with every event.
+
+    Raises:
+        JointDiffError: The run cannot start.
+    """
+    if not 0 <= hospital < run.num_hospitals:
+        raise ConfigError(f"--hospital must be 1 to {run.num_hospitals} (num-hospitals), not {hospital + 1}.")
+    data = hospital_data(run, hospital)
+    device = select_device(run.device)
+    config, info, folder = prepare(run)
+    name = f"hospital-{hospital + 1}"
+    record = RunRecord(folder, config, callback)
+    try:
+        record.start(info, [name])
+        record.event(
+            "hospital_replied", round=0, hospital=name, kind="describe", num_images=len(data.train),
+            num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0, bytes_out=0,
+            table=class_table(data),
+        )  # fmt: skip
+        _rounds(config, data, hospital, device, record)
+        record.finish()
+    except BaseException as error:
+        record.fail(error)
+        raise
+    return folder
+
+
+def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.device, record: RunRecord) -> None:
+    name, run = f"hospital-{hospital + 1}", config.run
+    weights: Tensors = initial_weights(config)
+    average, state = weights, None
+    model = JointModel(config.model).to(device)
+    for number in range(1, run.num_rounds + 1):
+        record.event("round_started", round=number, num_rounds=run.num_rounds, hospitals=[name])
+        _load(model, weights)
+        metrics, state = train_round(
+            model, data, config, round_number=number, hospital_index=hospital, device=device, state=state
+        )
+        weights = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
+        average = moving_average(average, weights, number, config.training.ema_decay)
+        record.event("round_aggregated", round=number, num_replies=1, duration_s=0.0, metrics=metrics)
+        _load(model, average)
+        if config.training.head == "ridge":
+            head = solve_head(head_statistics(model, data, config, device), config)
+            solved = {k: v.numpy() for k, v in head.items()}
+            weights, average = {**weights, **solved}, {**average, **solved}
+            _load(model, average)
+        shares = {k: _statistics(model, hospital_data(run, k), config, device) for k in range(run.num_hospitals)}
+        own, *others = shares[hospital], *(s for k, s in shares.items() if k != hospital)
+        entry = {"round": number, "pooled": own.merge(others).finish(), "hospitals": {name: own.finish()}}
+        record.event("evaluated", **entry)
+        record.add_round({**entry, "training": metrics})
+        for kind in ("last", "best"):  # nothing chooses here: a site alone keeps its last round
+            record.save_checkpoint(kind, average, round_number=number, metric=None, metric_name="")
+        record.add("best", record.metrics["final"])
+
+
+def _load(model: JointModel, tensors: Tensors) -> None:
+    model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
+
+
+def _statistics(
+    model: JointModel, data: HospitalData, config: Config, device: torch.device
+) -> ClassificationStatistics:
+    probs = predict(model, data.test.images, device=device)
+    return ClassificationStatistics.from_predictions(probs, data.test.labels, task=config.model.task)
+
+
+def evaluate_checkpoint(model: JointModel, config: Config, device: torch.device) -> dict[str, Any]:
+    """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
+    first, *others = (
+        _statistics(model, hospital_data(config.run, k), config, device) for k in range(config.run.num_hospitals)
+    )
+    return first.merge(others).finish()
+
+
+def with_data(config: Config, run: RunConfig) -> Config:
+    """Return a checkpoint's configuration with the data keys of another run-config."""
+    keys = ("dataset", "data_root", "num_hospitals", "num_labels", "partition", "split_seed", "eval_split", "device")
+    return replace(config, run=replace(config.run, **{k: getattr(run, k) for k in keys}))

@@ -1,0 +1,173 @@
+"""Hospitals over nodes: who is asked when, whose reply is whose, and who is late."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+
+from jointdiff import protocol
+from jointdiff.errors import RunError
+from jointdiff.protocol import RoundInstructions, RoundReport
+from server.hospitals import Hospitals
+from simulations.local import LocalGrid
+
+
+class Clock:
+    """Time that passes only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def echo(message: Message, _context) -> Message:
+    """Answer as the hospital that the message names."""
+    asked = RoundInstructions.from_json(str(message.content["instructions"]["json"]))
+    report = RoundReport(asked.hospital, num_images=asked.hospital_index + 1).to_json()
+    content = RecordDict({"report": ConfigRecord({"json": report}), "arrays": ArrayRecord()})
+    return Message(content, reply_to=message)
+
+
+class ScriptedGrid(LocalGrid):
+    """Answers in any order, loses messages, and watches that no node has two at once."""
+
+    def __init__(self, app=echo, *, num_nodes=2, lost_nodes=(), order=lambda ids: ids) -> None:
+        super().__init__(app, num_nodes=num_nodes)
+        self.lost_nodes = lost_nodes
+        self.order = order
+        self.pushed: list[tuple[str, int]] = []
+        self.open: dict[str, int] = {}
+
+    def push_messages(self, messages):
+        messages = list(messages)
+        ids = super().push_messages(messages)
+        for message_id, message in zip(ids, messages, strict=True):
+            node_id = message.metadata.dst_node_id
+            self.pushed.append((message_id, node_id))
+            self.open[message_id] = node_id
+            assert max(Counter(self.open.values()).values()) == 1, "a node was given two messages at once"
+        return ids
+
+    def pull_messages(self, message_ids):
+        ready = [i for i in self.open if self.open[i] not in self.lost_nodes]
+        turn = self.order(ready)[:1]
+        wanted = [i for i in message_ids if i in turn]
+        for message_id in wanted:
+            del self.open[message_id]
+        return super().pull_messages(wanted)
+
+
+def questions(count: int) -> list[RoundInstructions]:
+    return [
+        RoundInstructions(protocol.TRAIN, "run", f"hospital-{k + 1}", k, 1, {}, "", "v", "h") for k in range(count)
+    ]
+
+
+def ask(grid, count: int, **settings) -> dict[str, RoundReport]:
+    clock = Clock()
+    names = [f"hospital-{k + 1}" for k in range(count)]
+    hospitals = Hospitals(grid, names, clock=clock, sleep=clock.sleep, **settings)
+    replies = list(hospitals.ask(questions(count), ArrayRecord()))
+    assert sorted(reply.hospital for reply in replies) == sorted(names), "one reply for each question, no more"
+    return {reply.hospital: reply.report for reply in replies}
+
+
+@pytest.mark.parametrize("num_nodes", [1, 2, 3, 5])
+@pytest.mark.parametrize("order", [lambda ids: ids, lambda ids: ids[::-1]], ids=["first first", "last first"])
+def test_every_hospital_gets_its_own_reply_whatever_the_number_of_nodes(num_nodes, order):
+    reports = ask(ScriptedGrid(num_nodes=num_nodes, order=order), 5)
+    for k in range(5):
+        report = reports[f"hospital-{k + 1}"]
+        assert (report.hospital, report.status, report.num_images) == (f"hospital-{k + 1}", "ok", k + 1)
+
+
+def test_with_as_many_nodes_as_hospitals_each_has_its_own():
+    grid = ScriptedGrid(num_nodes=3)
+    nodes = list(grid.get_node_ids())
+    ask(grid, 3)
+    assert [node for _, node in grid.pushed] == nodes
+
+
+def test_a_reply_in_another_hospitals_name_is_not_believed():
+    def impostor(message, context):
+        asked = RoundInstructions.from_json(str(message.content["instructions"]["json"]))
+        reply = echo(message, context)
+        if asked.hospital == "hospital-2":
+            reply.content["report"] = ConfigRecord({"json": RoundReport("hospital-1", num_images=99).to_json()})
+        return reply
+
+    reports = ask(ScriptedGrid(impostor), 3)
+    assert reports["hospital-1"].num_images == 1
+    assert reports["hospital-2"].status == "failed" and "another hospital" in reports["hospital-2"].reason
+
+
+def test_a_reply_to_nothing_that_was_asked_is_dropped():
+    class Noisy(ScriptedGrid):
+        def pull_messages(self, message_ids):
+            replies = list(super().pull_messages(message_ids))
+            for reply in replies[:1]:
+                stranger = Message(reply.content, dst_node_id=1, message_type="train")
+                return [stranger, *replies, *replies]
+            return replies
+
+    reports = ask(Noisy(num_nodes=2), 3)
+    assert all(report.status == "ok" for report in reports.values())
+
+
+def test_a_node_that_never_answers_costs_its_hospital_alone():
+    grid = ScriptedGrid(num_nodes=2)
+    grid.lost_nodes = (sorted(grid.get_node_ids())[0],)
+    reports = ask(grid, 4, reply_timeout_s=60)
+    assert reports["hospital-1"].status == "failed" and "60 s" in reports["hospital-1"].reason
+    assert [reports[f"hospital-{k}"].status for k in (2, 3, 4)] == ["ok", "ok", "ok"]
+
+
+def test_when_all_nodes_are_lost_every_hospital_is_named():
+    grid = ScriptedGrid(num_nodes=2)
+    grid.lost_nodes = tuple(grid.get_node_ids())
+    reports = ask(grid, 3, reply_timeout_s=60)
+    assert all(report.status == "failed" for report in reports.values())
+    assert "no SuperNode was free" in reports["hospital-3"].reason
+
+
+def test_a_message_that_cannot_be_sent_is_a_failed_reply():
+    class Full(ScriptedGrid):
+        def push_messages(self, messages):
+            return []
+
+    assert "could not be sent" in ask(Full(), 2)["hospital-1"].reason
+
+
+def test_a_process_that_dies_is_a_failed_reply():
+    def dies(message, context):
+        raise MemoryError("Traceback ... /data/doe.npz")
+
+    reports = ask(LocalGrid(dies), 2)
+    assert all(report.status == "failed" and "doe" not in report.reason for report in reports.values())
+
+
+def test_without_any_node_the_run_stops_after_the_limit_and_says_why():
+    clock = Clock()
+    grid = ScriptedGrid(num_nodes=0)
+    hospitals = Hospitals(grid, ["hospital-1"], node_timeout_s=30, clock=clock, sleep=clock.sleep)
+    with pytest.raises(RunError, match="No SuperNode connected within 30 s"):
+        list(hospitals.ask(questions(1), ArrayRecord()))
+    assert 30 <= clock.now < 35
+
+
+def test_a_node_that_comes_late_is_waited_for():
+    class Late(ScriptedGrid):
+        looks = 0
+
+        def get_node_ids(self):
+            self.looks += 1
+            return [] if self.looks < 4 else super().get_node_ids()
+
+    assert ask(Late(), 2)["hospital-2"].status == "ok"

@@ -1,0 +1,127 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
+from jointdiff.data import hospital_data
+from jointdiff.errors import ConfigError
+from jointdiff.model import JointModel
+from jointdiff.training import learning_rate_at, select_device, term_weights, train_round
+
+RUN = RunConfig(num_rounds=4, local_steps=2, batch_size=4, num_labels=12, device="cpu")
+MODEL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
+CPU = torch.device("cpu")
+
+
+def config(**training):
+    return Config(run=RUN, model=MODEL, training=TrainingConfig(**training))
+
+
+def fresh():
+    torch.manual_seed(0)
+    model = JointModel(MODEL)
+    torch.nn.init.normal_(model.head.linear.weight, std=0.1)
+    return model
+
+
+def train(model, cfg, number, state=None, hospital=0):
+    return train_round(
+        model, hospital_data(RUN, hospital), cfg, round_number=number, hospital_index=hospital, device=CPU, state=state
+    )
+
+
+def test_a_round_repeats_bit_for_bit_and_differs_between_hospitals():
+    cfg = config()
+    first, second, other = fresh(), fresh(), fresh()
+    train(first, cfg, 3)
+    train(second, cfg, 3)
+    train(other, cfg, 3, hospital=1)
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
+
+
+def test_the_state_carries_the_optimiser_from_round_to_round():
+    """With the moments of round 1, round 2 takes other steps than an optimiser that starts afresh."""
+    cfg = config()
+    model = fresh()
+    _, state = train(model, cfg, 1)
+    assert state["optimizer.step"] == RUN.local_steps
+    again = fresh()
+    again.load_state_dict(model.state_dict())
+    _, later = train(model, cfg, 2, state)
+    train(again, cfg, 2, None)
+    assert later["optimizer.step"] == 2 * RUN.local_steps
+    assert not torch.equal(model.unet.conv_in.weight, again.unet.conv_in.weight)
+
+
+def test_a_solved_head_is_not_touched_and_a_learned_one_is():
+    solved, learned = fresh(), fresh()
+    before = solved.head.linear.weight.detach().clone()
+    train(solved, config(head="ridge", warmup_fraction=0.0), 1)
+    train(learned, config(head="gradient", warmup_fraction=0.0), 1)
+    assert torch.equal(solved.head.linear.weight, before)
+    assert not torch.equal(learned.head.linear.weight, before)
+
+
+def test_the_warm_up_denoises_alone():
+    metrics, _ = train(fresh(), config(warmup_fraction=0.5), 2)
+    assert "loss_class" not in metrics and "loss_pseudo" not in metrics
+    metrics, _ = train(fresh(), config(warmup_fraction=0.5), 3)
+    assert {"loss_diffusion", "loss_class", "loss_pseudo", "pseudo_coverage"} <= metrics.keys()
+    assert [term_weights(config(warmup_fraction=0.5), r).label for r in (1, 2, 3, 4)] == [0, 0, 0.01, 0.01]
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms():
+    cfg = config(class_weight=0.5, pseudo_weight=0.25, warmup_fraction=0.0)
+    m, _ = train(fresh(), cfg, 1)
+    assert m["loss"] == pytest.approx(m["loss_diffusion"] + 0.5 * m["loss_class"] + 0.25 * m["loss_pseudo"], rel=1e-5)
+
+
+def test_hidden_labels_change_the_telemetry_and_nothing_else():
+    cfg = config(warmup_fraction=0.0)
+    data = hospital_data(RUN, 0)
+    lied = dataclasses.replace(data, hidden_labels=1 - data.hidden_labels)
+    models, accuracies = [], []
+    for told in (data, lied):
+        model = fresh()
+        m, _ = train_round(model, told, cfg, round_number=1, hospital_index=0, device=CPU, state=None)
+        models.append(model)
+        accuracies.append(m["pseudo_accuracy"])
+    assert accuracies[0] == pytest.approx(1 - accuracies[1])
+    assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)
+
+
+@pytest.mark.parametrize("teacher", ["global", "local"])
+@pytest.mark.parametrize("policy", ["fixed", "freematch"])
+def test_every_policy_and_teacher_learns_from_unlabelled_images(policy, teacher):
+    cfg = config(pseudo_policy=policy, teacher=teacher, threshold=0.5, warmup_fraction=0.0)
+    metrics, state = train(fresh(), cfg, 1)
+    assert metrics["pseudo_coverage"] > 0 and np.isfinite(metrics["loss"])
+    moved = state["thresholds.class_probs"] != 0.5
+    assert bool(moved.any()) == (policy == "freematch")
+
+
+def test_a_multi_label_rgb_round_runs():
+    run = dataclasses.replace(RUN, dataset="phantom:multi-label")
+    cfg = Config(run=run, model=dataclasses.replace(MODEL, task="multi-label"), training=TrainingConfig(warmup_fraction=0))
+    model = JointModel(cfg.model)
+    metrics, _ = train_round(
+        model, hospital_data(run, 0), cfg, round_number=1, hospital_index=0, device=CPU, state=None
+    )
+    assert np.isfinite(metrics["loss"]) and 0 <= metrics["pseudo_accuracy"] <= 1
+
+
+def test_the_learning_rate_rises_then_falls_to_nothing():
+    t = TrainingConfig(learning_rate=1e-3, lr_warmup_fraction=0.1)
+    rates = [learning_rate_at(s, 100, t) for s in range(100)]
+    assert rates[0] == pytest.approx(1e-4) and max(rates) == pytest.approx(1e-3, rel=0.05)
+    assert rates[-1] < 1e-5
+
+
+def test_a_gpu_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert select_device("auto") == CPU
+    with pytest.raises(ConfigError, match="device 'cuda:1' was asked for"):
+        select_device("cuda:1")
