@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from client import state
-from client.explain import explain_site
 from jointdiff import protocol, storage
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
+from jointdiff.explanation import explain_site
 from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
 from jointdiff.model import JointModel

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 import torch
 
 
@@ -27,3 +28,19 @@ def ema_update(
     if average.keys() != new.keys():
         raise ValueError(f"EMA over different tensors: {sorted(average.keys() ^ new.keys())[:3]}")
     return {k: (decay * average[k].double() + (1 - decay) * new[k].double()).to(new[k].dtype) for k in new}
+
+
+def moving_average(
+    average: dict[str, np.ndarray], weights: dict[str, np.ndarray], round_number: int, decay: float
+) -> dict[str, np.ndarray]:
+    """Return the average of the weights over the rounds, after a round (1-based); the first forgets the random start.
+
+    Args:
+        average, weights: A model's tensors by name: the average so far, and those after this round.
+        decay: In [0, 1); 0 disables, and the weights themselves come back.
+    """
+    if decay == 0:
+        return weights
+    as_torch = [{name: torch.from_numpy(np.asarray(a)) for name, a in side.items()} for side in (average, weights)]
+    new = ema_update(as_torch[0], as_torch[1], ema_decay_at(round_number, decay))
+    return {name: tensor.numpy() for name, tensor in new.items()}

@@ -36,10 +36,11 @@ class KidResult:
 class FeatureNet:
     """Random convolution features, `jointdiff random-conv-1`.
 
-    Levels: convolution (5 x 5 of mean zero at the first, then 3 x 3), fixed normalisation per map, ReLU, average pooling
-    by two; as many levels as leave at least 3 pixels. Features: mean and standard deviation over the image of the pixels
-    and of every level's maps, standardised, then bounded by z / (1 + |z| / 4): the cubic kernel would otherwise follow a
-    few outliers. Both normalisations come from 128 synthetic pink-noise images of the same size, which too are fixed.
+    Levels: convolution (5 x 5 of mean zero at the first, then 3 x 3), fixed normalisation per map, ReLU, average
+    pooling by two; as many levels as leave at least 3 pixels. Features: mean and standard deviation over the image of
+    the pixels and of every level's maps, standardised, then bounded by z / (1 + |z| / 4): the cubic kernel would
+    otherwise follow a few outliers. Both normalisations come from 128 synthetic pink-noise images of the same size,
+    which too are fixed.
     """
 
     channels: int  # 1 or 3
@@ -86,8 +87,8 @@ def kid(
 ) -> KidResult:
     """Estimate KID: the unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al., ICLR 2018).
 
-    The images are dealt at random into disjoint subsets. Each gives an unbiased estimate and its jackknife variance (one
-    image of either set left out at a time); disjoint subsets are independent, so means and variances simply combine.
+    The images are dealt at random into disjoint subsets. Each gives an unbiased estimate and its jackknife variance
+    (one image of either set left out at a time); disjoint subsets are independent, so means and variances combine.
 
     Args:
         features_a, features_b: [N, D] and [M, D], at least 4 images each; equal sizes are not needed.

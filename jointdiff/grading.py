@@ -72,7 +72,7 @@ def grade(
     found = np.ones(n, bool) if found is None else np.asarray(found, bool)
     _check_shapes(originals, edited, probs_before, probs_after, targets, found, masks, twins)
     rows = np.arange(n)
-    wanted = probs_before[rows, targets] <= 0.5 if task == "multi-label" else np.ones(n, bool)
+    wanted = probs_before[rows, targets] < 0.5 if task == "multi-label" else np.ones(n, bool)
     reached = _reached(probs_after, targets, wanted, task)
     gain = (probs_after[rows, targets] - probs_before[rows, targets]) * np.where(wanted, 1, -1)
     per_scan = {"validity": reached & found, "found_share": found, "confidence_gain": gain}

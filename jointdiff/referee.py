@@ -86,9 +86,8 @@ class Referee:
     def predict(self, images: np.ndarray, *, batch_size: int = 256) -> np.ndarray:
         """Return probabilities, float32 [N, K], of images uint8 [N, H, W, C]."""
         self.network.eval()
-        logits = [
-            self.network(_to_tensor(images[i : i + batch_size], self.device)) for i in range(0, max(1, len(images)), batch_size)
-        ]
+        starts = range(0, max(1, len(images)), batch_size)  # one empty batch where there are no images
+        logits = [self.network(_to_tensor(images[i : i + batch_size], self.device)) for i in starts]
         every = torch.cat(logits).float()
         probs = every.sigmoid() if self.task == "multi-label" else every.softmax(1)
         return probs.cpu().numpy()

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 
 from jointdiff.config import Config
 from jointdiff.counterfactual import wanted_log_prob
 from jointdiff.model import JointModel, to_uint8
+from jointdiff.reproducibility import SERVER, generator_for
 from jointdiff.sampling import denoiser, guide_input, sample_ddim, spaced_timesteps
 from jointdiff.schedule import SCHEDULES
+from jointdiff.views.images import grid, write_png
 
+SAMPLES_PER_CLASS = 8
 NUM_STEPS = 40
 GUIDANCE = 4.0
 
@@ -51,3 +58,24 @@ def guided_samples(
         guided = guide_input(plain, log_prob, alpha_bar, scale=scale) if scale else plain
         parts.append(to_uint8(sample_ddim(guided, noise, timesteps, alpha_bar)))
     return np.concatenate(parts)
+
+
+def make_samples(
+    tensors: Mapping[str, np.ndarray], config: Config, folder: Path, *, device: torch.device
+) -> dict[str, Any]:
+    """Draw the panel of a run's generator, one row per class, into samples.png of the run's folder.
+
+    Args:
+        tensors: The model's state_dict.
+
+    Returns:
+        Fields of the event `sampled`: path (relative to `folder`), per_class, metrics.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = JointModel(config.model)
+    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    targets = np.repeat(np.arange(config.model.num_outputs), SAMPLES_PER_CLASS)
+    generator = generator_for(config.run.seed, SERVER, config.run.num_rounds, "samples")
+    images = guided_samples(model.to(device), config, targets, device=device, generator=generator)
+    path = write_png(folder / "samples.png", grid(images, columns=SAMPLES_PER_CLASS))
+    return {"path": path.name, "per_class": SAMPLES_PER_CLASS, "metrics": {}}

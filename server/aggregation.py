@@ -93,22 +93,17 @@ def merge_statistics(parts: Iterable[Mapping[str, np.ndarray]]) -> Tensors:
 
 
 def weighted_means(parts: Iterable[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Return each scalar's weighted mean over the parts that have it and in which it is finite; counts are added up.
+    """Return each scalar's weighted mean over the parts that have it and in which it is finite.
 
     >>> weighted_means([({"loss": 1.0, "acc": 0.5}, 1), ({"loss": 4.0, "acc": float("nan")}, 2)])
     {'acc': 0.5, 'loss': 3.0}
-    >>> weighted_means([({"num_graded": 4}, 4), ({"num_graded": 6}, 6)])
-    {'num_graded': 10.0}
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for scalars, weight in parts:
         for name, value in scalars.items():
             if np.isfinite(value) and weight > 0:
                 found.setdefault(name, []).append((float(value), float(weight)))
-    return {name: _combined(name, values) for name, values in sorted(found.items())}
-
-
-def _combined(name: str, values: list[tuple[float, float]]) -> float:
-    if name.startswith("num_"):
-        return sum(value for value, _ in values)
-    return sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+    return {
+        name: sum(value * weight for value, weight in values) / sum(weight for _, weight in values)
+        for name, values in sorted(found.items())
+    }

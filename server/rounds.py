@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.serverapp import Grid
 
 from jointdiff import identity, protocol
 from jointdiff.config import Config, RunConfig
-from jointdiff.ema import ema_decay_at, ema_update
+from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
+from jointdiff.grading import merge_grades
 from jointdiff.head import head_sums, solve_head
+from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions
+from jointdiff.record import Listener, RunRecord
+from jointdiff.showcase import make_samples
+from jointdiff.training import select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
-from server.preparation import prepare
-from server.record import Listener, RunRecord
 from server.replies import Reply, check_update, one_line, to_arrays
 from server.scores import HELDOUT, Scores
 from server.spool import Spool
@@ -46,31 +48,31 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
         JointDiffError: The run cannot start, or no hospital's reply could be used. Whatever is raised after the run's
             folder exists is also its last event, `run_failed`.
     """
-    prepared = prepare(run)
-    record = RunRecord(prepared.folder, prepared.config, callback)
+    config, info, folder = prepare(run)
+    record = RunRecord(folder, config, callback)
     try:
-        federation = Federation(grid, prepared.config, prepared.weights, record)
-        record.start(prepared.info, federation.hospitals.names)
+        federation = Federation(grid, config, record)
+        record.start(info, federation.hospitals.names)
         federation.describe()
-        for number in range(1, prepared.config.run.num_rounds + 1):
+        for number in range(1, config.run.num_rounds + 1):
             federation.round(number)
-        federation.explain()
+        federation.show()
         record.finish()
     except BaseException as error:
         record.fail(error)
         raise
-    return prepared.folder
+    return folder
 
 
 class Federation:
     """The server's side of a run: the global weights, their average over the rounds, and what to do with replies."""
 
-    def __init__(self, grid: Grid, config: Config, weights: Tensors, record: RunRecord) -> None:
+    def __init__(self, grid: Grid, config: Config, record: RunRecord) -> None:
         self.config = config
         self.record = record
         self.hospitals = Hospitals(grid, [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)])
-        self.weights = weights  # what the hospitals train on
-        self.average = weights  # the server's EMA: what is evaluated, explained and saved
+        self.weights = initial_weights(config)  # what the hospitals train on
+        self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self._best: float | None = None
         sites_home = config.run.sites_home
         self._sites = Path(sites_home) if sites_home else record.folder / "sites"
@@ -90,14 +92,27 @@ class Federation:
         self.record.add_round({**entry, "training": training})
         self._save(number, heldout)
 
-    def explain(self) -> None:
+    def show(self) -> None:
+        """Draw samples here and explain decisions at the hospitals, unless `explain` is 0.
+
+        A model that was never trained to denoise can neither draw nor edit.
+        """
+        if self.config.run.explain and self.config.training.diffusion_weight:
+            self._sample()
+            self._explain()
+
+    def _sample(self) -> None:
+        device = select_device(self.config.run.device)
+        samples = make_samples(self.average, self.config, self.record.folder, device=device)
+        self.record.event("sampled", **samples)
+        self.record.add("samples", samples)
+
+    def _explain(self) -> None:
         """Let every hospital make its gallery with the final model; grades alone come back."""
-        if not self.config.run.explain:
-            return
         replies = self._ask(protocol.EXPLAIN, self.config.run.num_rounds, self.average, required=False)
         explanations = {
             "hospitals": {reply.hospital: dict(reply.report.metrics) for reply in replies},
-            "pooled": weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies),
+            "pooled": merge_grades(reply.report.metrics for reply in replies),
         }
         self.record.event("explained", **explanations)
         self.record.add("explanations", explanations)
@@ -240,16 +255,3 @@ class Federation:
         else:
             fields["reason"] = report.reason
         self.record.event(_DONE[report.status], **fields)
-
-
-def moving_average(average: Tensors, weights: Tensors, round_number: int, decay: float) -> Tensors:
-    """Return the server's exponential moving average after a round (1-based); the first round forgets the random start.
-
-    Args:
-        decay: In [0, 1); 0 disables, and the weights themselves come back.
-    """
-    if decay == 0:
-        return weights
-    as_torch = [{name: torch.from_numpy(np.asarray(a)) for name, a in side.items()} for side in (average, weights)]
-    new = ema_update(as_torch[0], as_torch[1], ema_decay_at(round_number, decay))
-    return {name: tensor.numpy() for name, tensor in new.items()}

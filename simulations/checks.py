@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ def find_app(simulation: str) -> Path:
             return folder.resolve()
     names = [path.parent.name for path in ours.glob("*/pyproject.toml")]
     raise ConfigError(
-        f"Unknown simulation '{simulation}': {nearest(simulation, names)} A folder with a pyproject.toml works too."
+        f"Unknown simulation '{simulation}': {nearest(simulation, names)}. "
+        "The path of a folder with a pyproject.toml works too."
     )
 
 
@@ -46,13 +46,12 @@ def app_defaults(app: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} has no table [tool.flwr.app.config]: {app.name} is no Flower app of ours.") from None
 
 
-def prepare(app: Path, overrides: Iterable[str], *, now: datetime | None = None) -> RunConfig:
+def prepare(app: Path, overrides: Iterable[str]) -> RunConfig:
     """Return the run-config with everything made explicit: run-name, and absolute paths.
 
     Args:
         app: Folder of the Flower app that holds the defaults.
         overrides: Texts of `key=value` pairs.
-        now: Time that names a run without a name; None = now, UTC.
 
     Raises:
         ConfigError: A key or value is wrong.
@@ -60,15 +59,14 @@ def prepare(app: Path, overrides: Iterable[str], *, now: datetime | None = None)
     """
     run = parse_run_config({**app_defaults(app), **parse_overrides(overrides)})
     home = storage.home(run.home)
-    name = run.run_name or _name(run, now or datetime.now(UTC))
+    name = run.run_name or _new_name(run)
     return absolute_paths(parse_run_config({**to_mapping(run), "run-name": name, "home": str(home)}))
 
 
-def _name(run: RunConfig, now: datetime) -> str:
-    kind, _, rest = run.dataset.partition(":")
-    data = Path(rest).stem if kind == "npz" else run.dataset
-    words = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in f"{data}-{run.method}")
-    return f"{words.strip('-')[:60]}-{now:%Y%m%d-%H%M%S}"
+def _new_name(run: RunConfig) -> str:
+    from jointdiff.preparation import run_name_for  # brings torch, which takes seconds: a typo has been answered by now
+
+    return run_name_for(run)
 
 
 def check(run: RunConfig) -> Config:

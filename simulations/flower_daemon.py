@@ -23,7 +23,7 @@ from typing import Any
 
 from jointdiff.errors import RunError
 from jointdiff.overrides import to_toml
-from simulations.processes import descendants, end_processes, end_with_parent
+from simulations.processes import end_with_parent
 
 CONNECTION = "jointdiff"  # the name of our SuperLink in the private Flower home's config.toml
 START_TIMEOUT_S = 90.0
@@ -58,7 +58,7 @@ class FlowerDaemon:
         self.run_log = flower_home / "run.log"
         self._extra_environment = dict(extra_environment or {})
         self._process: subprocess.Popen[bytes] | None = None
-        self._seen: set[int] = set()
+        self._log_stream: subprocess.Popen[bytes] | None = None
         self._ray_folder = ""
         self._environment: dict[str, str] = {}
 
@@ -81,9 +81,13 @@ class FlowerDaemon:
 
     def __exit__(self, *_: object) -> None:
         """Stop the daemon and every process that it started, whatever their state."""
-        end_processes(os.getpid(), self._seen)
         if self._process is not None:
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # the guard takes this as its order
             self._process.wait()
+        if self._log_stream is not None:
+            self._log_stream.kill()
+            self._log_stream.wait()
         shutil.rmtree(self._ray_folder, ignore_errors=True)
 
     def _start(self) -> None:
@@ -95,6 +99,7 @@ class FlowerDaemon:
             encoding="utf-8",
         )
         command = [
+            *(sys.executable, "-m", "simulations.guard", self._ray_folder),
             *(_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
             # Sites run what they installed: no index is asked at run time, so a run works offline.
             *("--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)),
@@ -104,11 +109,10 @@ class FlowerDaemon:
                 command,
                 cwd=self.home,
                 env=self._environment,
-                stdin=subprocess.DEVNULL,
+                stdin=subprocess.PIPE,  # held open; the guard ends everything when it closes
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal reaches the launcher alone, which then stops us
-                preexec_fn=end_with_parent,
             )
         deadline = time.monotonic() + START_TIMEOUT_S
         while not _answers(f"http://{address}/health"):
@@ -120,7 +124,6 @@ class FlowerDaemon:
 
     def exit_code(self) -> int | None:
         """Return the exit code of a daemon that has ended, None while it runs."""
-        self._seen |= descendants(os.getpid())
         return self._process.poll() if self._process else None
 
     def submit(self, app: Path, run_config: Mapping[str, Any], federation: Mapping[str, float]) -> str:
@@ -140,7 +143,7 @@ class FlowerDaemon:
         answer = self._ask("run", str(app), CONNECTION, "--run-config", str(settings), "--federation-config", resources)
         run_id = str(answer["run-id"])
         with open(self.run_log, "wb") as log:
-            subprocess.Popen(
+            self._log_stream = subprocess.Popen(
                 [_tool("flwr"), "log", run_id, CONNECTION, "--stream"],
                 cwd=self.home,
                 env=self._environment,

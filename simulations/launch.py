@@ -25,7 +25,6 @@ from jointdiff.views.terminal import ProgressPrinter
 from simulations import checks, resources
 from simulations.flower_daemon import FlowerDaemon
 from simulations.follow import Follower, Verdict
-from simulations.processes import adopt_orphans
 
 _KEYS_SHOWN = ("dataset", "num-hospitals", "num-labels", "partition", "method", "num-rounds", "local-steps", "device")
 
@@ -110,7 +109,6 @@ def _simulate(app: Path, run: RunConfig) -> Verdict:
     verdict = Verdict(False, "stopped before its end")
     with _signals_interrupt(), contextlib.ExitStack() as stack:
         try:
-            adopt_orphans()
             daemon = stack.enter_context(FlowerDaemon(flower_home, extra_environment=shared.environment))
             stack.callback(_ignore_signals)  # runs before the daemon is stopped: cleaning must not end half done
             run_id = daemon.submit(app, to_mapping(run), shared.federation)

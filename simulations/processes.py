@@ -1,7 +1,7 @@
 """Which processes a run has started, and how all of them end.
 
 Flower's daemon, its executor, the simulation and Ray's half dozen helpers live in several sessions, and some are
-orphaned on the way. So the launcher adopts orphans (Linux) and ends its whole tree of descendants, by process id.
+orphaned on the way. So the guard (guard.py) adopts orphans (Linux) and ends its whole tree, by process id.
 """
 
 from __future__ import annotations
@@ -73,19 +73,12 @@ def _process_table() -> list[tuple[int, int, str]]:
     return table
 
 
-def end_processes(root: int, known: set[int], *, grace_s: float = 4.0) -> None:
-    """End everything below `root` and everything in `known`: ask, wait up to `grace_s`, then kill.
-
-    Args:
-        root: Id of the launcher; it is not ended itself.
-        known: Ids seen earlier below `root`; matters only where orphans cannot be adopted.
-    """
-    # An id in `known` may by now belong to a stranger, so it counts only while orphans cannot be adopted.
-    extra = known if sys.platform != "linux" else set()
+def end_processes(root: int, *, grace_s: float = 4.0) -> None:
+    """End everything below `root`, not `root` itself: ask, wait up to `grace_s`, then kill."""
     for number, wait_s in ((signal.SIGTERM, grace_s), (signal.SIGKILL, 2.0)):
         deadline = time.monotonic() + wait_s
         signalled: set[int] = set()
-        while alive := descendants(root) | {pid for pid in extra if is_alive(pid)}:
+        while alive := descendants(root):
             for pid in alive - signalled:  # new ones may appear while the old ones end
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)

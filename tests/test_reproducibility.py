@@ -13,7 +13,8 @@ def test_every_part_of_the_key_changes_the_seed():
 
 
 def test_the_seed_is_fixed_for_ever():
-    # The head of `printf 0/0/1/training | sha256sum`, shifted by one bit: a change of the derivation would silently change every published run.
+    # Golden: the head of `printf 0/0/1/training | sha256sum`, shifted by one bit.
+    # A change of the derivation would silently change every published run.
     assert seed_for(0, 0, 1, "training") == 3886069450888712398
 
 

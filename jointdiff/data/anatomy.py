@@ -12,8 +12,9 @@ import numpy as np
 
 SIDES = (-1.0, 1.0)  # left and right half of the image
 NUM_VESSELS = 5  # per lung
-TEXTURE_GRIDS = ((5, 0.035), (11, 0.035), (22, 0.025))  # (cells per side, standard deviation of brightness)
-LESION_KINDS = ("cavity", "nodule")
+AIR = 0.2  # how much darker than lung a lesion's dark part is
+TEXTURE_GRIDS = ((5, 0.018), (11, 0.018), (22, 0.012))  # (cells per side, standard deviation of brightness)
+LESION_KINDS = ("nodule", "cavity")
 
 
 @dataclass(frozen=True)
@@ -60,16 +61,30 @@ def draw_patients(num: int, rng: np.random.Generator) -> Patients:
         return rng.uniform(low, high, (num, *shape)).astype(np.float32)
 
     return Patients(
-        centre=between(-0.08, 0.08), lift=between(-0.08, 0.08), width=between(0.84, 1.0), tissue=between(0.50, 0.62),
-        lung_x=between(0.40, 0.46), lung_rx=between(0.29, 0.37), lung_ry=between(0.58, 0.70), lung_depth=between(0.30, 0.42),
-        heart=between(0.85, 1.2),
-        rib_frequency=between(3.2, 4.2), rib_phase=between(0, 1), rib_slope=between(0.25, 0.6), rib_brightness=between(0.07, 0.14),
-        spine_brightness=between(0.10, 0.20),
-        vessel_angles=between(-0.5, 0.5, 2, NUM_VESSELS), vessel_lengths=between(0.2, 0.5, 2, NUM_VESSELS),
-        vessel_bends=between(-0.8, 0.8, 2, NUM_VESSELS), vessel_brightness=between(0.08, 0.18),
+        centre=between(-0.05, 0.05),
+        lift=between(-0.05, 0.05),
+        width=between(0.87, 0.97),
+        tissue=between(0.52, 0.60),
+        lung_x=between(0.41, 0.45),
+        lung_rx=between(0.305, 0.355),
+        lung_ry=between(0.60, 0.68),
+        lung_depth=between(0.39, 0.47),
+        heart=between(0.92, 1.14),
+        rib_frequency=between(3.4, 4.0),
+        rib_phase=between(0.2, 0.8),
+        rib_slope=between(0.32, 0.52),
+        rib_brightness=between(0.08, 0.13),
+        spine_brightness=between(0.15, 0.24),
+        vessel_angles=between(-0.3, 0.3, 2, NUM_VESSELS),
+        vessel_lengths=between(0.26, 0.44, 2, NUM_VESSELS),
+        vessel_bends=between(-0.5, 0.5, 2, NUM_VESSELS),
+        vessel_brightness=between(0.08, 0.14),
         texture=tuple(rng.standard_normal((num, cells, cells), dtype=np.float32) * sd for cells, sd in TEXTURE_GRIDS),
-        gain=between(0.75, 1.2), offset=between(-0.08, 0.10), gamma=between(0.8, 1.3),
-        tilt_x=between(-0.10, 0.10), tilt_y=between(-0.10, 0.10),
+        gain=between(0.72, 0.98),
+        offset=between(0.0, 0.12),
+        gamma=between(0.88, 1.22),
+        tilt_x=between(-0.07, 0.07),
+        tilt_y=between(-0.07, 0.07),
         tints=between(0.8, 1.05, 3),
     )
 
@@ -102,7 +117,7 @@ def draw_lesions(patients: Patients, rng: np.random.Generator) -> Lesions:
     return Lesions(
         x=x[rows, first], y=y[rows, first],
         radius=rng.uniform(0.24, 0.31, num).astype(np.float32),
-        density=rng.uniform(1.0, 1.2, num).astype(np.float32),
+        density=rng.uniform(1.35, 1.5, num).astype(np.float32),
         phase=rng.uniform(0, 2 * np.pi, num).astype(np.float32),
     )
 
@@ -189,7 +204,7 @@ def paint_lesions(
         dark = 0.8 * np.exp(-(((rho - 0.85) / 0.15) ** 2))
     fade = np.clip((1 - rho) / 0.15, 0, 1)
     tissue = _column(patients.tissue * lesions.density)
-    air = _column(patients.tissue - patients.lung_depth - 0.1)
+    air = _column(patients.tissue - patients.lung_depth - AIR)
     return brightness + fade * (solid * (tissue - brightness) + dark * (1 - solid) * (air - brightness)), rho < 1
 
 
@@ -197,7 +212,7 @@ def expose(patients: Patients, brightness: np.ndarray) -> np.ndarray:
     """Return the scan in [0, 1] that the patient's exposure makes of `brightness` [N, S, S]."""
     p = patients
     x, y = pixel_grid(brightness.shape[-1])
-    light = _column(p.gain) * brightness + _column(p.offset) + 0.1 + _column(p.tilt_x) * x + _column(p.tilt_y) * y
+    light = _column(p.gain) * brightness + _column(p.offset) + _column(p.tilt_x) * x + _column(p.tilt_y) * y
     return np.clip(light, 0, 1) ** _column(p.gamma)
 
 

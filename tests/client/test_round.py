@@ -10,14 +10,14 @@ from client import state
 from jointdiff import identity, protocol
 from jointdiff.data import hospital_data
 from jointdiff.errors import RefusedError
+from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.statistics import ClassificationStatistics
-from server.preparation import initial_weights, prepare
 
 
 @pytest.fixture
 def config(tiny_run):
-    return prepare(tiny_run(explain=3)).config
+    return prepare(tiny_run(explain=3))[0]
 
 
 @pytest.fixture

@@ -65,9 +65,7 @@ class ScriptedGrid(LocalGrid):
 
 
 def questions(count: int) -> list[RoundInstructions]:
-    return [
-        RoundInstructions(protocol.TRAIN, "run", f"hospital-{k + 1}", k, 1, {}, "", "v", "h") for k in range(count)
-    ]
+    return [RoundInstructions(protocol.TRAIN, "run", f"hospital-{k + 1}", k, 1, {}, "", "v", "h") for k in range(count)]
 
 
 def ask(grid, count: int, **settings) -> dict[str, RoundReport]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from safetensors.numpy import load_file
 
 from client import border
@@ -17,12 +17,13 @@ from client import round as client_round
 from client.app import app as client_app
 from jointdiff import checkpoint, identity, protocol
 from jointdiff.config import Config
+from jointdiff.ema import moving_average
 from jointdiff.errors import RefusedError, RunError
 from jointdiff.events import read_events
+from jointdiff.preparation import prepare
 from jointdiff.protocol import RoundInstructions, RoundReport
-from server.preparation import prepare
-from server.record import RunRecord
-from server.rounds import Federation, moving_average, run_federation
+from jointdiff.record import RunRecord
+from server.rounds import Federation, run_federation
 from simulations.local import LocalGrid
 
 Fault = Callable[[Message, RoundInstructions, Callable[[], Message]], Message]
@@ -38,7 +39,9 @@ def faulty_app(fault: Fault):
     return app
 
 
-def spoil(change: Callable[[np.ndarray], np.ndarray], hospital="hospital-2", round_number=1, kind=protocol.TRAIN) -> Fault:
+def spoil(
+    change: Callable[[np.ndarray], np.ndarray], hospital="hospital-2", round_number=1, kind=protocol.TRAIN
+) -> Fault:
     """Return a fault that changes one hospital's tensors once."""
 
     def fault(message, asked, honest):
@@ -51,12 +54,12 @@ def spoil(change: Callable[[np.ndarray], np.ndarray], hospital="hospital-2", rou
     return fault
 
 
-def raising(hospitals, round_number=1, kind=protocol.TRAIN, error=RuntimeError("at /data/patients/doe.npz")) -> Fault:
+def raising(hospitals, round_number=1, kind=protocol.TRAIN) -> Fault:
     """Return a fault in which hospitals raise through Flower's border."""
 
     def fault(message, asked, honest):
         if asked.hospital in hospitals and (asked.round, asked.kind) == (round_number, kind):
-            raise error
+            raise RuntimeError("at /data/patients/doe.npz")
         return honest()
 
     return fault
@@ -88,7 +91,7 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     assert config.run == run and config.model.num_outputs == 2
     order = [e["event"] for e in events if e["event"] != "hospital_replied"]
     a_round = ["round_started", "round_aggregated", "evaluated", "checkpoint_saved", "checkpoint_saved"]
-    assert order == ["run_started", *a_round, *a_round, "explained", "run_finished"]
+    assert order == ["run_started", *a_round, *a_round, "sampled", "explained", "run_finished"]
     kinds = [e["kind"] for e in of(events, "hospital_replied", hospital="hospital-3")]
     assert kinds == ["describe", *2 * ["train", "head", "evaluate"], "explain"]
     train = of(events, "hospital_replied", kind="train")[0]
@@ -99,8 +102,9 @@ def test_a_run_leaves_what_the_contract_says(tiny_run):
     assert metrics["final"] == metrics["rounds"][-1]
     assert metrics["final"]["pooled"]["num_images"] == 18
     assert sorted(metrics["final"]["hospitals"]) == ["hospital-1", "hospital-2", "hospital-3"]
-    assert metrics["explanations"]["pooled"]["num_explained"] == 6
+    assert metrics["explanations"]["pooled"]["num_scans"] == 6
     assert of(events, "run_finished")[0]["report"] == str(folder / "report.html") and (folder / "report.html").is_file()
+    assert (folder / metrics["samples"]["path"]).is_file()
     assert not (folder / "spool").exists()
     saved = checkpoint.load(folder / "checkpoints" / "last.safetensors")
     assert saved.round_number == 2 and saved.config == config and saved.code_hash == identity.code_hash()
@@ -184,7 +188,8 @@ def test_no_path_of_a_site_reaches_the_server(tiny_run, monkeypatch):
     monkeypatch.setattr(client_round, "train_round", broken)
     with pytest.raises(RunError) as caught:
         run_with(run := tiny_run())
-    lines = [line for line in open(f"{run.home}/runs/tiny/events.jsonl") if "hospital_failed" in line]
+    text = Path(run.home, "runs", "tiny", "events.jsonl").read_text()
+    lines = [line for line in text.splitlines() if "hospital_failed" in line]
     assert len(lines) == 3 and not any("doe" in line or "/" in json.loads(line)["reason"] for line in lines)
     assert "doe" not in str(caught.value) and "FileNotFoundError" in str(caught.value)
 
@@ -242,6 +247,12 @@ def test_explanations_that_fail_do_not_lose_the_run(tiny_run):
     assert of(events, "run_finished")
 
 
+def test_a_model_that_never_learned_to_denoise_neither_draws_nor_edits(tiny_run):
+    folder, events = run_with(tiny_run(num_rounds=1, explain=2, method="supervised"))
+    assert not of(events, "sampled") and not of(events, "explained") and not (folder / "samples.png").exists()
+    assert not of(events, "hospital_replied", kind="head") and of(events, "run_finished")
+
+
 def test_an_interrupted_run_says_so(tiny_run):
     run = tiny_run()
 
@@ -264,9 +275,8 @@ def test_an_existing_run_name_is_refused_and_nothing_is_touched(tiny_run):
 
 
 def test_best_is_chosen_on_held_out_labels_and_ties_take_the_later(tiny_run):
-    prepared = prepare(tiny_run())
-    folder, config = prepared.folder, prepared.config
-    federation = Federation(LocalGrid(), config, prepared.weights, RunRecord(folder, config))
+    config, _, folder = prepare(tiny_run())
+    federation = Federation(LocalGrid(), config, RunRecord(folder, config))
     chosen = []
     for number, auc in enumerate([0.7, 0.9, 0.9, 0.8], start=1):
         federation.record.add_round({"round": number})

@@ -124,28 +124,48 @@ def test_a_daemon_that_died_is_noticed(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 _ORPHANS = """
-import os, subprocess, sys, time
-from simulations.processes import adopt_orphans, descendants, end_processes
-adopt_orphans()
-# A child with a session of its own leaves an orphan behind that is deaf to SIGTERM.
-deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
-middle = f'''import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", {deaf!r}], stdout=subprocess.PIPE, start_new_session=True)
-child.stdout.readline()'''
-subprocess.run([sys.executable, "-c", middle], start_new_session=True, check=True)
-listening = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], start_new_session=True)
-before = descendants(os.getpid())
-end_processes(os.getpid(), set(), grace_s=0.5)
-print(len(before), len(descendants(os.getpid())), *before)
+import subprocess, sys, time
+deaf = "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+deaf += "print(os.getpid(), flush=True); time.sleep(60)"
+# Soon an orphan, in a session of its own; known by its id once it is deaf.
+orphan = subprocess.Popen([sys.executable, "-c", deaf], stdout=subprocess.PIPE, text=True, start_new_session=True)
+print(orphan.stdout.readline(), end="", flush=True)
+if sys.argv[1] == "stay":
+    time.sleep(60)
+sys.exit(7)
 """
 
 
+def _guarded(how: str, folder: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start a guard over a command that leaves a process behind; return the guard and that process's id."""
+    command = [sys.executable, "-m", "simulations.guard", str(folder), sys.executable, "-c", _ORPHANS, how]
+    guard = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert guard.stdout is not None
+    return guard, int(guard.stdout.readline())
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
-def test_orphans_and_the_deaf_are_ended_too() -> None:
-    done = subprocess.run([sys.executable, "-c", _ORPHANS], capture_output=True, text=True, timeout=60, check=True)
-    before, after, *pids = map(int, done.stdout.split())
-    assert (before, after) == (2, 0)
-    assert not any(is_alive(pid) for pid in pids)
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_the_guard_ends_orphans_and_the_deaf_too(end: str, tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    guard, deaf = _guarded("stay", folder)
+    assert is_alive(deaf)
+    if end == "close":
+        assert guard.stdin is not None
+        guard.stdin.close()
+    else:
+        guard.terminate()
+    assert guard.wait(timeout=30) == 0
+    assert not is_alive(deaf)
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_the_guard_gives_on_the_exit_code_and_still_cleans(tmp_path: Path) -> None:
+    guard, deaf = _guarded("leave", tmp_path)
+    assert guard.wait(timeout=30) == 7
+    assert not is_alive(deaf)
 
 
 def test_descendants_are_found_and_zombies_do_not_count() -> None:

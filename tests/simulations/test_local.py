@@ -11,8 +11,8 @@ from jointdiff.data import hospital_data
 from jointdiff.events import read_events
 from jointdiff.head import head_statistics, solve_head
 from jointdiff.model import JointModel
+from jointdiff.preparation import initial_weights
 from jointdiff.training import train_round
-from server.preparation import initial_weights
 from server.rounds import run_federation
 from simulations.local import LocalGrid, run_local
 
@@ -24,7 +24,9 @@ def _last(folder) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("method", ["joint", "supervised"])
 def test_one_hospital_federated_is_local_training_bit_for_bit(tiny_run, tiny_files, method):
     preset = tiny_files / f"{method}-no-average.yaml"
-    preset.write_text("ema-decay: 0.0\n" + ("head: gradient\ndiffusion-weight: 0.0\n" if method == "supervised" else ""))
+    preset.write_text(
+        "ema-decay: 0.0\n" + ("head: gradient\ndiffusion-weight: 0.0\n" if method == "supervised" else "")
+    )
     run = tiny_run(num_hospitals=1, num_rounds=3, preset=str(preset))
     folder = run_local(run)
 
@@ -32,9 +34,7 @@ def test_one_hospital_federated_is_local_training_bit_for_bit(tiny_run, tiny_fil
     model, data, device, state = JointModel(config.model), hospital_data(run, 0), torch.device("cpu"), None
     model.load_state_dict({name: torch.from_numpy(array) for name, array in initial_weights(config).items()})
     for number in (1, 2, 3):
-        _, state = train_round(
-            model, data, config, round_number=number, hospital_index=0, device=device, state=state
-        )
+        _, state = train_round(model, data, config, round_number=number, hospital_index=0, device=device, state=state)
         if config.training.head == "ridge":
             head = solve_head(head_statistics(model, data, config, device), config)
             model.load_state_dict({**model.state_dict(), **head})
@@ -87,7 +87,7 @@ def test_a_site_gets_a_copy_and_cannot_change_what_others_get(tiny_run):
 
     grid = LocalGrid(greedy)
     content = RecordDict({"arrays": ArrayRecord([np.ones(3)])})
-    message = Message(content, dst_node_id=list(grid.get_node_ids())[0], message_type="train")
+    message = Message(content, dst_node_id=next(iter(grid.get_node_ids())), message_type="train")
     (reply,) = grid.send_and_receive([message])
     assert len(content["arrays"]) == 1 and len(reply.content["arrays"]) == 0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -17,18 +17,11 @@ from jointdiff.model import JointModel
 from jointdiff.reproducibility import SERVER, seed_for
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """A run that can start."""
+def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
+    """Resolve the configuration and make the run's folder. No images are loaded: the server of a run has none.
 
-    config: Config  # resolved, with the run's name and absolute folders
-    info: DatasetInfo  # what the data set says of itself
-    weights: dict[str, np.ndarray]  # of a fresh model
-    folder: Path  # of the run, made
-
-
-def prepare(run: RunConfig) -> Preparation:
-    """Resolve the configuration and make the run's folder. The server loads no images.
+    Returns:
+        The configuration with the run's name and absolute folders; what the data set says of itself; the run's folder.
 
     Raises:
         JointDiffError: Unknown data set or preset, an existing run-name, an unwritable home, a model that does not fit.
@@ -42,8 +35,9 @@ def prepare(run: RunConfig) -> Preparation:
         sites_home=str(Path(run.sites_home).expanduser().absolute()) if run.sites_home else "",
     )
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
-    weights = initial_weights(config)  # before a folder exists: a model that cannot be built must leave nothing
-    return Preparation(config, info, weights, storage.create_run(home, run.run_name))
+    with torch.device("meta"):
+        JointModel(config.model)  # a model that cannot be built must say so before there is a folder
+    return config, info, storage.create_run(home, run.run_name)
 
 
 def run_name_for(run: RunConfig) -> str:

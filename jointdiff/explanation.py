@@ -1,0 +1,125 @@
+"""A hospital explains decisions of a model to itself: edits, grades, a gallery. The grades alone may leave it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from jointdiff.config import Config
+from jointdiff.counterfactual import default_targets, explain
+from jointdiff.data import HospitalData, ImageSet
+from jointdiff.evaluation import predict
+from jointdiff.grading import grade
+from jointdiff.model import JointModel, to_network, to_uint8
+from jointdiff.reproducibility import seed_for
+from jointdiff.schedule import SCHEDULES
+from jointdiff.views.gallery import GalleryItem, write_gallery
+
+BATCH_SIZE = 64  # scans edited at a time
+
+
+@dataclass(frozen=True)
+class Explanations:
+    """Scans and their edits, as a person sees them. Shapes: N scans, K outputs."""
+
+    scans: ImageSet
+    edited: np.ndarray  # uint8 [N,H,W,C]
+    targets: np.ndarray  # int64 [N]: the class that the edit aims at; multi-label: the label that it turns over
+    probs_before: np.ndarray  # [N,K]
+    probs_after: np.ndarray  # [N,K], of the edits as they are shown, rounded to grey levels
+    found: np.ndarray  # bool [N]: the search says that it found an edit
+    seconds_per_image: float
+
+
+def explain_site(
+    model: JointModel, data: HospitalData, config: Config, *, hospital_index: int, device: torch.device, folder: Path
+) -> tuple[dict[str, float], int]:
+    """Explain up to `explain` of the hospital's test scans and write its gallery.
+
+    Args:
+        folder: Where the gallery goes, inside the site's own folder.
+
+    Returns:
+        The grades, scalars that may leave the site, and the number of scans behind them.
+    """
+    scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
+    found = explain_scans(model, scans, config, device=device)
+    grades = grade(
+        scans.images,
+        found.edited,
+        found.probs_before,
+        found.probs_after,
+        found.targets,
+        found=found.found,
+        masks=scans.masks,
+        twins=scans.twins,
+        seconds_per_image=found.seconds_per_image,
+        task=config.model.task,
+    )
+    write_gallery(
+        folder,
+        items=gallery_items(found),
+        metrics=grades,
+        class_names=data.info.class_names,
+        title=f"Explanations of hospital-{hospital_index + 1}, run {config.run.run_name}",
+        real=data.info.real,
+    )
+    return grades, len(scans)
+
+
+def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
+    """Return at most `count` scans, drawn without looking at labels or predictions, in the order they were in."""
+    drawn = np.random.default_rng(seed).permutation(len(test))[:count]
+    return test.select(np.sort(drawn))
+
+
+def explain_scans(model: JointModel, scans: ImageSet, config: Config, *, device: torch.device) -> Explanations:
+    """Search the edit of each scan towards its nearest other decision."""
+    alpha_bar = SCHEDULES[config.training.schedule](config.training.num_timesteps).to(device)
+    before = predict(model, scans.images, device=device)
+    targets = default_targets(torch.from_numpy(before), task=config.model.task)
+    edited, found, seconds = [], [], 0.0
+    for start in range(0, len(scans), BATCH_SIZE):
+        images = to_network(scans.images[start : start + BATCH_SIZE], device)
+        aims = targets[start : start + BATCH_SIZE].to(device)
+        part = explain(model, images, aims, alpha_bar, prediction=config.training.prediction)
+        edited.append(to_uint8(part.images))
+        found.append(part.found.cpu().numpy())
+        seconds += part.seconds_per_image * len(images)
+    shown = np.concatenate(edited)
+    return Explanations(
+        scans=scans,
+        edited=shown,
+        targets=targets.numpy(),
+        probs_before=before,
+        probs_after=predict(model, shown, device=device),
+        found=np.concatenate(found),
+        seconds_per_image=seconds / len(scans),
+    )
+
+
+def gallery_items(found: Explanations) -> list[GalleryItem]:
+    """Return what the gallery shows of each scan.
+
+    The score that orders it is the change of the target's probability, times the share of the picture left alone.
+    """
+    difference = np.abs(found.edited.astype(np.int64) - found.scans.images).max(axis=3)
+    left_alone = (difference <= 0.05 * 255).mean(axis=(1, 2))
+    rows = np.arange(len(found.scans))
+    change = np.abs(found.probs_after[rows, found.targets] - found.probs_before[rows, found.targets])
+    return [
+        GalleryItem(
+            scan=found.scans.images[i],
+            counterfactual=found.edited[i],
+            probs_before=found.probs_before[i],
+            probs_after=found.probs_after[i],
+            label=int(found.scans.labels[i]) if found.scans.labels.ndim == 1 else None,
+            target=int(found.targets[i]),
+            found=bool(found.found[i]),
+            score=float(change[i] * left_alone[i]),
+        )
+        for i in rows
+    ]
