@@ -86,7 +86,8 @@ class TrainingConfig:
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
     head: str = "ridge"  # ridge = solved on merged statistics after every round | gradient
-    ridge: float = 100.0  # L2 penalty of the solved head, on standardised features
+    ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
+    head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3
     lr_warmup_fraction: float = 0.05
     weight_decay: float = 0.0

@@ -15,6 +15,7 @@ from jointdiff.evaluation import predict
 from jointdiff.grading import grade
 from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
+from jointdiff.sample_grades import grade_samples, simulation_referee
 from jointdiff.schedule import SCHEDULES
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
@@ -47,6 +48,7 @@ def explain_site(
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
     found = explain_scans(model, scans, config, device=device)
+    referee = simulation_referee(config, device)
     grades = grade(
         scans.images,
         found.edited,
@@ -56,9 +58,13 @@ def explain_site(
         found=found.found,
         masks=scans.masks,
         twins=scans.twins,
+        referee=referee.predict,
         seconds_per_image=found.seconds_per_image,
         task=config.model.task,
     )
+    accuracy = referee.accuracy(data.test)
+    if accuracy is not None:
+        grades["referee_accuracy"] = accuracy
     write_gallery(
         folder,
         items=gallery_items(found),
@@ -67,7 +73,8 @@ def explain_site(
         title=f"Explanations of hospital-{hospital_index + 1}, run {config.run.run_name}",
         real=data.info.real,
     )
-    return grades, len(scans)
+    samples = grade_samples(model, data, config, referee, hospital_index=hospital_index, device=device)
+    return grades | samples, len(scans)
 
 
 def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:

@@ -20,6 +20,7 @@ MEAN_OVER = {
     "confidence_gain": "num_scans",  # rise of the target's probability
     "seconds_per_image": "num_scans",
     "referee_validity": "num_refereed",  # share found, and given the target by the referee
+    "referee_accuracy": "num_scans",  # of the referee on the hospital's test images: what its word is worth
     "l1": "num_found",  # mean absolute difference per pixel; 1 = the whole range of brightness
     "l2": "num_found",  # root of the mean squared difference per pixel, same unit
     "changed_share": "num_found",  # share of pixels changed by more than 5% of the range

@@ -12,11 +12,14 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+from jointdiff.augment import strong_view
 from jointdiff.config import Config
 from jointdiff.data.hospital import HospitalData
 from jointdiff.evaluation import extract_features
-from jointdiff.model import JointModel
+from jointdiff.model import JointModel, to_network
+from jointdiff.reproducibility import generator_for
 
+MAX_VIEWS = 4096  # views in all per hospital: with many labels fewer of each
 LOGIT_SPREAD = 2.5  # standard deviation of a solved logit over all images
 
 
@@ -34,22 +37,19 @@ def _unpack(packed: np.ndarray, size: int) -> np.ndarray:
     return full
 
 
-def head_sums(features: np.ndarray, labels: np.ndarray, num_outputs: int) -> dict[str, np.ndarray]:
+def head_sums(
+    features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, num_outputs: int
+) -> dict[str, np.ndarray]:
     """Return the sums of one hospital, in float64; two hospitals' add up to those of their pooled images.
 
     Args:
-        features: Of all training images, [N,D].
-        labels: int64 [N] or [N,K], -1 = unknown.
+        features: Of all training images, [N,D]: they set the standardisation.
+        labelled: Features of the labelled images, or of several views of each, [M,D]: they are regressed on.
+        labels: Of these, int64 [M] or [M,K].
     """
-    x = features.astype(np.float64)
+    x, labelled = features.astype(np.float64), labelled.astype(np.float64)
     sums = {"count": np.array(float(len(x))), "sum": x.sum(axis=0), "products": _pack(x.T @ x)}
-    if labels.ndim == 1:
-        known = np.asarray(labels >= 0)
-        targets = np.eye(num_outputs)[labels[known]]
-    else:
-        known = np.all(labels >= 0, axis=1)
-        targets = labels[known].astype(np.float64)
-    labelled = x[known]
+    targets = np.eye(num_outputs)[labels] if labels.ndim == 1 else labels.astype(np.float64)
     if labels.ndim == 1:
         groups = [labelled[targets[:, k] == 1] for k in range(num_outputs)]
     else:
@@ -134,6 +134,20 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
 def head_statistics(
     model: JointModel, data: HospitalData, config: Config, device: torch.device
 ) -> dict[str, np.ndarray]:
-    """Return one hospital's sums over the features of its training images."""
-    features = extract_features(model, data.train.images, device=device).cpu().numpy()
-    return head_sums(features, data.train.labels, config.model.num_outputs)
+    """Return one hospital's sums over the features of its training images, and of strong views of the labelled ones.
+
+    The views are the same in every round (seeded by the labelled images' number and the run's seed).
+    """
+    train, views = data.train, config.training.head_views
+    features = extract_features(model, train.images, device=device).cpu().numpy()
+    rows = np.flatnonzero(train.labelled)
+    if not views or not len(rows):
+        return head_sums(features, features[rows], train.labels[rows], config.model.num_outputs)
+    generator = generator_for(config.run.seed, len(rows), 0, "head views", device)
+    seen = np.repeat(rows, max(1, min(views, MAX_VIEWS // len(rows))))
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(seen), 256):
+            x = to_network(train.images[seen[start : start + 256]], device)
+            parts.append(model.features(strong_view(x, generator)).cpu().numpy())
+    return head_sums(features, np.concatenate(parts), train.labels[seen], config.model.num_outputs)

@@ -78,8 +78,9 @@ def create_run(home_folder: Path, run_name: str) -> Path:
             "Choose another run-name, or carry that run on with `resume`."
         ) from error
     except OSError as error:
-        raise RunError(f"The run's folder {folder} cannot be made: {error.strerror or error}. Choose another home.") \
-            from error
+        raise RunError(
+            f"The run's folder {folder} cannot be made: {error.strerror or error}. Choose another home."
+        ) from error
     _point_latest(folder)
     return folder
 

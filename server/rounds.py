@@ -8,7 +8,7 @@ order, so the order of their arrival changes nothing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from jointdiff.head import head_sums, solve_head
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions
 from jointdiff.record import Listener, RunRecord
+from jointdiff.sample_grades import PREFIX, merge_sample_grades
 from jointdiff.showcase import make_samples
 from jointdiff.training import select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
@@ -56,7 +57,7 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
         federation.describe()
         for number in range(1, config.run.num_rounds + 1):
             federation.round(number)
-        federation.show()
+        federation.show(info.class_names)
         record.finish()
     except BaseException as error:
         record.fail(error)
@@ -92,30 +93,32 @@ class Federation:
         self.record.add_round({**entry, "training": training})
         self._save(number, heldout)
 
-    def show(self) -> None:
-        """Draw samples here and explain decisions at the hospitals, unless `explain` is 0.
+    def show(self, class_names: Sequence[str]) -> None:
+        """Let the hospitals explain decisions and grade samples; draw a panel of samples here. Unless `explain` is 0.
 
         A model that was never trained to denoise can neither draw nor edit.
         """
         if self.config.run.explain and self.config.training.diffusion_weight:
-            self._sample()
-            self._explain()
+            replies = self._ask(protocol.EXPLAIN, self.config.run.num_rounds, self.average, required=False)
+            grades = {reply.hospital: reply.report.metrics for reply in replies}
+            self._explained(grades)
+            self._sampled(merge_sample_grades(grades.values(), class_names))
 
-    def _sample(self) -> None:
-        device = select_device(self.config.run.device)
-        samples = make_samples(self.average, self.config, self.record.folder, device=device)
-        self.record.event("sampled", **samples)
-        self.record.add("samples", samples)
-
-    def _explain(self) -> None:
-        """Let every hospital make its gallery with the final model; grades alone come back."""
-        replies = self._ask(protocol.EXPLAIN, self.config.run.num_rounds, self.average, required=False)
-        explanations = {
-            "hospitals": {reply.hospital: dict(reply.report.metrics) for reply in replies},
-            "pooled": merge_grades(reply.report.metrics for reply in replies),
+    def _explained(self, grades: Mapping[str, Mapping[str, float]]) -> None:
+        own = {
+            hospital: {name: value for name, value in found.items() if not name.startswith(PREFIX)}
+            for hospital, found in grades.items()
         }
+        explanations = {"hospitals": own, "pooled": merge_grades(own.values())}
         self.record.event("explained", **explanations)
         self.record.add("explanations", explanations)
+
+    def _sampled(self, grades: Mapping[str, Any]) -> None:
+        device = select_device(self.config.run.device)
+        samples = make_samples(self.average, self.config, self.record.folder, device=device)
+        samples["metrics"] = dict(grades)
+        self.record.event("sampled", **samples)
+        self.record.add("samples", samples)
 
     def _train(self, number: int) -> dict[str, float]:
         """Replace the weights by the mean of the hospitals' trained ones; return the means of what they measured."""

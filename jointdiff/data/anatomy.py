@@ -1,7 +1,7 @@
 """Paint synthetic chests and lesions: pure numpy, vectorised over patients.
 
-N patients, S pixels per side. Geometry is in units of half the image (x to the right, y downwards, both in [-1, 1]), so any
-size in pixels shows the same patients. Brightness is 0 (air) to about 1 (bone) before the exposure.
+N patients, S pixels per side. Geometry is in units of half the image (x to the right, y downwards, both in [-1, 1]), so
+any size in pixels shows the same patients. Brightness is 0 (air) to about 1 (bone) before the exposure.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Lesions:
     y: np.ndarray
     radius: np.ndarray
     density: np.ndarray  # brightness of its solid part, of soft tissue's
-    phase: np.ndarray  # turns the spicules
+    turn: np.ndarray  # shapes the ragged outline
 
     def select(self, rows: slice) -> Lesions:
         """Return some of the lesions."""
@@ -115,10 +115,11 @@ def draw_lesions(patients: Patients, rng: np.random.Generator) -> Lesions:
     first = np.argmax(depth > 0.85, axis=1)
     rows = np.arange(num)
     return Lesions(
-        x=x[rows, first], y=y[rows, first],
+        x=x[rows, first],
+        y=y[rows, first],
         radius=rng.uniform(0.24, 0.31, num).astype(np.float32),
-        density=rng.uniform(1.35, 1.5, num).astype(np.float32),
-        phase=rng.uniform(0, 2 * np.pi, num).astype(np.float32),
+        density=rng.uniform(0.9, 1.05, num).astype(np.float32),
+        turn=rng.uniform(0, 2 * np.pi, num).astype(np.float32),
     )
 
 
@@ -187,10 +188,10 @@ def _vessels(p: Patients, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
 def paint_lesions(
     patients: Patients, lesions: Lesions, kind: str, brightness: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return `brightness` [N, S, S] with a lesion in every chest, and the lesions' masks, bool [N, S, S].
+    """Return `brightness` [N, S, S] with a lesion in every chest, and its mask, bool [N, S, S].
 
-    A `cavity` is a ring of tissue around a dark core; a `nodule` is a star of tissue in a dark rim. Both are made of levels
-    that the healthy chest has too, so that no histogram tells them. Beyond the mask nothing changes.
+    A `nodule` is a dense mass with a ragged outline in a rim of air; a `cavity` is a ring around a core of air. Both
+    are made of levels that the healthy chest has too, so that no histogram tells. Beyond the mask nothing changes.
     """
     x, y = pixel_grid(brightness.shape[-1])
     dx, dy = (x - _column(lesions.x)) / _column(lesions.radius), (y - _column(lesions.y)) / _column(lesions.radius)
@@ -199,8 +200,9 @@ def paint_lesions(
         solid = np.exp(-(((rho - 0.62) / 0.22) ** 2))
         dark = np.exp(-((rho / 0.30) ** 2))
     else:
-        spicules = 0.15 * np.cos(5 * np.arctan2(dy, dx) + _column(lesions.phase))
-        solid = _step((0.52 + spicules - rho) / 0.10)
+        angle, turn = np.arctan2(dy, dx), _column(lesions.turn)
+        lobes = np.cos(2 * angle + turn) + np.cos(5 * angle - 3 * turn) + np.cos(9 * angle)
+        solid = _step((0.54 + 0.05 * lobes - rho) / 0.10)
         dark = 0.8 * np.exp(-(((rho - 0.85) / 0.15) ** 2))
     fade = np.clip((1 - rho) / 0.15, 0, 1)
     tissue = _column(patients.tissue * lesions.density)

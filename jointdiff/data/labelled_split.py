@@ -42,7 +42,8 @@ def kept_labels(
         )
     if num_labels < num_classes:
         raise ConfigError(
-            f"num-labels is {num_labels}, but there are {num_classes} classes: each needs a label, so take at least {num_classes}."
+            f"num-labels is {num_labels}, but there are {num_classes} classes and each needs a label: "
+            f"take at least {num_classes}, or 0 for all."
         )
     rng = np.random.default_rng([seed, 11])
     num_strata = int(strata.max()) + 1
@@ -55,7 +56,7 @@ def kept_labels(
 
 
 def _even_counts(available: np.ndarray, total: int, rng: np.random.Generator) -> np.ndarray:
-    """Share `total` out over the cells of `available` [K, H]: classes first, then hospitals within a class, then hospitals."""
+    """Share `total` out over the cells of `available` [K, H]: evenly over classes, then over hospitals."""
     counts = np.zeros_like(available)
     luck = rng.permutation(available.size).reshape(available.shape)  # breaks ties, differently for every seed
     for _ in range(total):
@@ -80,7 +81,7 @@ def heldout_labels(strata: np.ndarray, kept: list[np.ndarray], *, num_classes: i
         num_classes: K of the task.
 
     Returns:
-        H sorted arrays, parts of `kept`; all empty when a class has fewer than MIN_PER_CLASS kept labels in all hospitals.
+        H sorted arrays, parts of `kept`; all empty when a class has fewer than MIN_PER_CLASS kept labels overall.
     """
     nothing = [np.empty(0, dtype=np.int64) for _ in kept]
     everywhere = strata[np.concatenate(kept)]

@@ -5,6 +5,7 @@ A file is used only after its MD5 sum agrees with the one that the `medmnist` pa
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import shutil
 import tempfile
@@ -91,6 +92,7 @@ def _download(name: str, path: Path, url: str, md5: str, image_size: int) -> Non
     import medmnist
 
     folder = None
+    new_folder = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".download-", dir=path.parent))
@@ -102,6 +104,9 @@ def _download(name: str, path: Path, url: str, md5: str, image_size: int) -> Non
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+        if new_folder and not path.exists():
+            with contextlib.suppress(OSError):  # not empty, or never made
+                path.parent.rmdir()
 
 
 def _manual_steps(name: str, path: Path, url: str, md5: str, error: Exception) -> str:

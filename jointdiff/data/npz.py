@@ -65,9 +65,10 @@ def _read(path: str, data_root: str, use: Callable[[Any], T]) -> T:
     if not full.is_file():
         raise DataError(f"The file of dataset 'npz:{path}' does not exist: {full.absolute()}. Give its absolute path.")
     try:
-        with np.load(full, allow_pickle=False) as arrays:
-            if isinstance(arrays, np.ndarray):
-                raise DataError(f"npz:{path} is a single array (.npy). Save a .npz: np.savez(path, train_images=...).")
+        arrays = np.load(full, allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            raise DataError(f"npz:{path} is a single array (.npy). Save a .npz: np.savez(path, train_images=...).")
+        with arrays:
             return use(arrays)
     except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
         raise DataError(
@@ -89,7 +90,9 @@ def _describe(arrays: Any, name: str, image_size: int) -> DatasetInfo:
     labels = _labels(arrays, "train", name, len(images))
     multi_label = labels.ndim == 2
     if multi_label and labels.max(initial=0) > 1:
-        raise DataError(f"train_labels of {name} has shape {labels.shape}: with several columns each must be 0, 1 or -1.")
+        raise DataError(
+            f"train_labels of {name} has shape {labels.shape}: with several columns, all values must be 0, 1 or -1."
+        )
     num_outputs = labels.shape[1] if multi_label else int(labels.max(initial=0)) + 1
     class_names = tuple(str(c) for c in arrays["class_names"]) if "class_names" in arrays else ()
     if class_names and len(class_names) < num_outputs:
@@ -145,12 +148,12 @@ def _image_set(arrays: Any, split: str, info: DatasetInfo) -> ImageSet:
     width, top = (info.num_outputs, 1) if info.task == MULTI_LABEL else (1, info.num_outputs - 1)
     if (labels.shape[1] if labels.ndim == 2 else 1) != width or labels.max() > top:
         raise DataError(
-            f"{split}_labels of {info.name} do not fit those of train: expected {width} column(s) with values up to {top}, "
+            f"{split}_labels of {info.name} do not fit those of train: expected {width} column(s), values up to {top}; "
             f"found shape {labels.shape} with values up to {labels.max()}."
         )
     if split != "train" and (labels == UNKNOWN).any():
         raise DataError(f"{split}_labels of {info.name} holds -1: every image that is evaluated needs its label.")
-    sources = arrays[f"{split}_source"] if f"{split}_source" in arrays else None
+    sources = arrays.get(f"{split}_source")
     if sources is not None and (sources.dtype.kind not in "iu" or sources.shape != (len(images),)):
         raise DataError(
             f"{split}_source of {info.name} must be integers of shape ({len(images)},), "
@@ -164,8 +167,11 @@ def _split_off(train: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, Ima
     known = np.flatnonzero(train.labelled)
     _, strata = np.unique(train.labels[known], axis=0, return_inverse=True)
     strata = strata.reshape(-1)
-    chosen = [rng.permutation(known[strata == s])[: round(TEST_FRACTION * (strata == s).sum())] for s in range(strata.max() + 1)]
+    groups = [rng.permutation(known[strata == s]) for s in range(strata.max(initial=-1) + 1)]
+    chosen = [group[: round(TEST_FRACTION * len(group))] for group in groups] or [known]
     test = np.sort(np.concatenate(chosen))
     if not len(test):
-        raise DataError(f"Only {len(known)} labelled images: too few to split off a test set. Add test_images, test_labels.")
+        raise DataError(
+            f"{len(known)} labelled images are too few to split off a test set: add test_images, test_labels."
+        )
     return train.select(np.setdiff1d(np.arange(len(train)), test)), train.select(test)

@@ -19,7 +19,7 @@ def strata_of(labels: np.ndarray) -> np.ndarray:
         labels: int [N] classes, or int [N, L] findings (0, 1); unknown = -1.
 
     Returns:
-        int64 [N]: the class, or of several findings the one that is rarest in the whole set, or L for none; -1 = unknown.
+        int64 [N]: the class; or of several findings the one that is rarest in the whole set, L for none; -1 = unknown.
 
     >>> strata_of(np.array([[0, 0], [1, 0], [1, 1], [1, 0]])).tolist()
     [2, 0, 1, 0]
@@ -48,9 +48,9 @@ def deal(
     """Deal images to hospitals so that every image goes to exactly one.
 
     Args:
-        partition: `iid` (every hospital the same mixture), `dirichlet:ALPHA` (each class is shared out in proportions drawn
-            from a Dirichlet distribution; a small ALPHA leaves hospitals with few classes), `scanner` (dealt like iid;
-            the scanners differ, see scanner.py), or `by-source` (source s goes to hospital s modulo H, in sorted order).
+        partition: `iid` (every hospital the same mixture), `dirichlet:ALPHA` (each class is shared out in proportions
+            drawn from a Dirichlet distribution; a small ALPHA leaves hospitals with few classes), `scanner` (dealt like
+            iid; the scanners differ, see scanner.py), or `by-source` (the k-th source goes to hospital k modulo H).
         strata: int [N], see `strata_of`.
         num_hospitals: H, at least 1.
         seed: Drives everything. The Dirichlet proportions depend on it alone, so that a hospital's test images are
@@ -75,9 +75,10 @@ def deal(
     shares = [np.flatnonzero(owner == hospital) for hospital in range(num_hospitals)]
     empty = [f"hospital-{hospital + 1}" for hospital, share in enumerate(shares) if not len(share)]
     if empty:
+        named = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
         raise DataError(
-            f"partition '{partition}' leaves {', '.join(empty)} without {what} ({len(strata)} for {num_hospitals} hospitals). "
-            "Take fewer hospitals (num-hospitals), a larger ALPHA, or another split-seed."
+            f"partition '{partition}' leaves {named} without {what} ({len(strata)} for {num_hospitals} hospitals). Take"
+            " fewer hospitals (num-hospitals), a larger ALPHA, or another split-seed."
         )
     return shares
 

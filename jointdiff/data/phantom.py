@@ -1,7 +1,7 @@
 """Synthetic chest scans whose truth is known: the default data, and the only data a counterfactual can be graded on.
 
-Every scan is a small picture of a chest, drawn from a seed (anatomy.py). An ill scan holds a lesion inside a lung; its mask
-is kept, and so is the healthy twin: the same scan without the lesion, equal to it outside the mask.
+Every scan is a small picture of a chest, drawn from a seed (anatomy.py). An ill scan holds a lesion inside a lung; its
+mask is kept, and so is the healthy twin: the same scan without the lesion, equal to it outside the mask.
 """
 
 from __future__ import annotations

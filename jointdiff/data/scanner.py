@@ -33,7 +33,7 @@ def draw_scanner(hospital_index: int, *, seed: int) -> Scanner:
 
 
 def render(images: np.ndarray, scanner: Scanner, *, seed: int) -> np.ndarray:
-    """Return `images` (uint8 [N, H, W, C]) as the scanner shows them; the noise is drawn from `seed`, image by image."""
+    """Return `images` (uint8 [N, H, W, C]) as the scanner shows them; `seed` draws the noise, image by image."""
     rng = np.random.default_rng(seed)
     size = images.shape[1]
     kernel = _blur_matrix(size, scanner.blur * size / 28)
@@ -48,7 +48,7 @@ def render(images: np.ndarray, scanner: Scanner, *, seed: int) -> np.ndarray:
 
 
 def render_set(data: ImageSet, scanner: Scanner, *, seed: int) -> ImageSet:
-    """Return the set as the scanner shows it. A phantom's twin still differs in its mask alone, which the blur widens."""
+    """Return the set as the scanner shows it. A twin still differs in its mask alone, which the blur widens."""
     images = render(data.images, scanner, seed=seed)
     if data.twins is None or data.masks is None:
         return ImageSet(images=images, labels=data.labels, sources=data.sources, masks=data.masks, twins=data.twins)

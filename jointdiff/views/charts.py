@@ -36,12 +36,14 @@ def line_chart(
     x_label: str = "round",
     y_label: str = "",
     y_range: tuple[float, float] | None = None,
+    x_range: tuple[float, float] | None = None,
     note: str = "",
 ) -> Html:
     """Return a figure: title, chart, legend. Without any measured point it says so.
 
     Args:
         y_range: Limits that the y axis keeps inside, e.g. (0, 1) for shares; None follows the data.
+        x_range: The x axis, so that charts beside each other share it; None follows the data.
     """
     caption = element("figcaption", element("b", title), f" {note}" if note else None)
     drawn = [line for line in series if line.known]
@@ -50,8 +52,9 @@ def line_chart(
     xs = [x for line in drawn for x, _ in line.known]
     ys = [y for line in drawn for _, y in line.known]
     y_ticks = nice_ticks(*_limits(ys, y_range))
-    x_ticks = _whole_ticks(min(xs), max(xs))
-    scale = _Scale(min(xs), max(xs), y_ticks[0], y_ticks[-1])
+    x_low, x_high = x_range or (min(xs), max(xs))
+    x_ticks = _whole_ticks(x_low, x_high)
+    scale = _Scale(x_low, x_high, y_ticks[0], y_ticks[-1])
     styles = _styles(drawn)
     # The main line is drawn last, on top.
     order = sorted(range(len(drawn)), key=lambda i: drawn[i].main)
@@ -152,9 +155,7 @@ def _styles(series: Sequence[Series]) -> list[_Style]:
     return styles
 
 
-def _axes(
-    scale: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
-) -> list[Html]:
+def _axes(scale: _Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str) -> list[Html]:
     step = y_ticks[1] - y_ticks[0]
     decimals = max(0, min(6, -math.floor(math.log10(step) + 1e-9)))
     if abs(step * 10**decimals - round(step * 10**decimals)) > 1e-6:
@@ -208,7 +209,8 @@ def _legend(series: Sequence[Series], styles: Sequence[_Style]) -> Html:
     for name, style in sorted(shown, key=lambda entry: "main" not in entry[1].css):
         sample = element(
             "svg",
-            element("line", x1=1, x2=29, y1=6, y2=6, class_=style.css, stroke=style.colour, stroke_dasharray=style.dash),
+            element("line", x1=1, x2=29, y1=6, y2=6, class_=style.css, stroke=style.colour,
+                    stroke_dasharray=style.dash),
             viewBox="0 0 30 12", aria_hidden="true",
         )  # fmt: skip
         items.append(element("li", sample, element("span", name)))

@@ -14,10 +14,10 @@ def is_number(value: Any) -> bool:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Return a number with fixed decimals, whole numbers with thin spaces between thousands.
+    r"""Return a number with fixed decimals, whole numbers with thin spaces between thousands.
 
     >>> number(0.91849), number(12000), number(None)
-    ('0.918', '12\\u202f000', '–')
+    ('0.918', '12\u202f000', '–')
     """
     if isinstance(value, str):
         return value

@@ -1,4 +1,4 @@
-"""A site's gallery of explanations: scan, counterfactual, what changed, and both probabilities. It stays at the site."""
+"""A site's gallery: scan, counterfactual, what changed, both probabilities. It stays at the site."""
 
 from __future__ import annotations
 
@@ -103,7 +103,11 @@ def _record(index: int, item: GalleryItem) -> dict[str, Any]:
 
 
 def _page(
-    items: Sequence[GalleryItem], metrics: Mapping[str, Any], class_names: list[str] | tuple[str, ...], title: str, real: bool
+    items: Sequence[GalleryItem],
+    metrics: Mapping[str, Any],
+    class_names: list[str] | tuple[str, ...],
+    title: str,
+    real: bool,
 ) -> Html:
     order = ranking(items)
     half = min(NUM_FEATURED, (len(order) + 1) // 2)
@@ -120,7 +124,7 @@ def _page(
         element("h1", title),
         element(
             "p",
-            f"{len(items)} scans, each with the smallest edit the model needed to decide otherwise; "
+            f"{len(items)} scans, each edited a little until the model decides otherwise; "
             f"it did so for {num_found} of them. "
             "An edit shows what this model looks at, and can be wrong about the patient.",
             class_="lead",
@@ -136,8 +140,8 @@ def _page(
         element(
             "p",
             "What changed: ",
-            element("b", "green"), " is brighter than in the scan, ", element("b", "purple"), " darker, white the same; "
-            "the scale is the same in every map. Bars: upper = the scan, lower = after the edit.",
+            element("b", "green"), " is brighter than in the scan, ", element("b", "purple"), " darker, white the same;"
+            " the scale is the same in every map. Bars: upper = the scan, lower = after the edit.",
             class_="note",
         ),
         element("p", "No scan was explained.", class_="alert") if not items else None,
@@ -149,21 +153,23 @@ def _page(
 
 def _card(index: int, item: GalleryItem, class_names: list[str] | tuple[str, ...]) -> Html:
     def picture(kind: str, caption: str) -> Html:
-        image = element("img", class_="pixels", src=_name(index, kind), alt=f"{caption} of scan {index}", loading="lazy")
+        image = element(
+            "img", class_="pixels", src=_name(index, kind), alt=f"{caption} of scan {index}", loading="lazy"
+        )
         return element("figure", image, element("figcaption", caption))
 
     verdict = element("span", "decision changed", class_="ok") if item.found else element(
         "span", "decision not changed", class_="bad")  # fmt: skip
-    label = "not known" if item.label is None or item.label < 0 else class_name(class_names, item.label)
+    label = "" if item.label is None or item.label < 0 else f"True class: {class_name(class_names, item.label)}. "
     anchor = f"scan-{index}"
     # tabindex: the tab key walks from card to card
     return element(
         "li",
         element("h3", element("a", f"Scan {index}", href=f"#{anchor}"), verdict),
-        element("div", picture("scan", "Scan"), picture("counterfactual", "Edited"), picture("difference", "What changed"),
-                class_="triple"),
+        element("div", picture("scan", "Scan"), picture("counterfactual", "Edited"),
+                picture("difference", "What changed"), class_="triple"),
         _probabilities(item, class_names),
-        element("p", f"True class: {label}. Score {number(item.score, 2)}.", class_="note"),
+        element("p", f"{label}Score {number(item.score, 2)}.", class_="note"),
         class_="card", id=anchor, tabindex="0",
     )  # fmt: skip
 

@@ -13,8 +13,8 @@ from PIL import Image
 from jointdiff.storage import write_atomic
 from jointdiff.views.markup import Html, element
 
-# Purple - white - green (ColorBrewer PRGn, told apart by the colour-blind): signed changes, white where nothing changed.
-_LESS, _SAME, _MORE = (118, 42, 131), (247, 247, 247), (27, 120, 55)
+# Purple - white - green (ColorBrewer PRGn, told apart by the colour-blind): signed changes, white where the same.
+_LESS, _SAME, _MORE = (np.array(rgb, np.float32) for rgb in ((118, 42, 131), (247, 247, 247), (27, 120, 55)))
 
 
 def png_bytes(image: np.ndarray) -> bytes:
@@ -69,7 +69,7 @@ def grid(images: Sequence[np.ndarray] | np.ndarray, *, columns: int, gap: int = 
     return sheet
 
 
-def difference_map(before: np.ndarray, after: np.ndarray, *, full_scale: float = 128.0) -> np.ndarray:
+def difference_map(before: np.ndarray, after: np.ndarray, *, full_scale: float = 80.0) -> np.ndarray:
     """Paint what an edit changed: green where it is brighter afterwards, purple where darker, white where the same.
 
     The scale is fixed, so that maps can be compared with one another: an edit that changed little looks pale.
@@ -81,11 +81,11 @@ def difference_map(before: np.ndarray, after: np.ndarray, *, full_scale: float =
     Returns:
         uint8 [H,W,3].
     """
-    change = (after.astype(np.float32) - before.astype(np.float32)).mean(axis=2)
-    # The square root lifts small changes into sight; full_scale stays full colour and zero stays white.
-    strength = np.sqrt(np.clip(np.abs(change) / full_scale, 0.0, 1.0))[..., None]
-    colour = np.where(change[..., None] > 0, np.float32(_MORE), np.float32(_LESS))
-    return np.round(np.float32(_SAME) + strength * (colour - np.float32(_SAME))).astype(np.uint8)
+    change = (after.astype(np.float32) - before.astype(np.float32)).mean(axis=2)[..., None]
+    strength = np.clip(np.abs(change) / full_scale, 0.0, 1.0)
+    colour = np.where(change > 0, _MORE, _LESS)
+    painted: np.ndarray = np.round(_SAME + strength * (colour - _SAME)).astype(np.uint8)
+    return painted
 
 
 def data_uri(png: bytes) -> str:
@@ -93,6 +93,14 @@ def data_uri(png: bytes) -> str:
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
 
 
-def inline_image(png: bytes, alt: str, *, width: int | None = None) -> Html:
-    """Return an <img> that carries its PNG; `alt` is read out in place of the picture."""
-    return element("img", class_="pixels", src=data_uri(png), alt=alt, width=width)
+def inline_image(png: bytes, alt: str, *, max_width: int = 900) -> Html:
+    """Return an <img> that carries its PNG, drawn at up to three times its size.
+
+    Args:
+        alt: Read out in place of the picture.
+        max_width: Pixels on the page; a picture that is wider from the start is shrunk by the page.
+    """
+    with Image.open(io.BytesIO(png)) as picture:
+        width, height = picture.size
+    factor = max(1, min(3, max_width // width))
+    return element("img", class_="pixels", src=data_uri(png), alt=alt, width=factor * width, height=factor * height)

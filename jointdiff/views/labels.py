@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from jointdiff.views.format import duration, is_number, number, percent, words
 
 # key: (label, kind of value)
 GRADES: dict[str, tuple[str, str]] = {
-    "num_explained": ("Scans explained", "number"),
-    "num_images": ("Scans explained", "number"),
-    "flip_rate": ("Decision changed", "share"),
-    "referee_flip_rate": ("Independent referee agrees", "share"),
-    "edit_on_lesion": ("Edit on the lesion (ill to healthy)", "share"),
-    "lesion_area": ("By chance (share of the area)", "share"),
-    "pixels_changed": ("Pixels changed", "share"),
-    "identity": ("Nearest scan is its own original", "share"),
+    "num_scans": ("Scans explained", "count"),
+    "validity": ("Model's decision changed", "share"),
+    "referee_validity": ("Independent referee agrees with the change", "share"),
+    "referee_accuracy": ("The referee's own accuracy", "share"),
+    "lesion_share": ("Share of the edit on the lesion (ill to healthy)", "share"),
+    "lesion_area_share": ("The same by chance: the lesion's share of the area", "share"),
+    "twin_distance_ratio": ("Distance left to the true healthy twin (0 = healed)", "number"),
+    "changed_share": ("Pixels changed", "share"),
+    "identity": ("Nearest original is its own", "share"),
+    "confidence_gain": ("Rise of the target's probability", "number"),
+    "l1": ("Mean change per pixel (1 = full range)", "number"),
+    "l2": ("Root mean square change per pixel", "number"),
     "seconds_per_image": ("Time per scan", "seconds"),
 }
 
@@ -30,14 +34,24 @@ METRICS: dict[str, str] = {
     "log_loss": "Log-loss",
 }
 
-_KINDS: dict[str, Callable[[Any], str]] = {"share": percent, "seconds": duration, "number": number}
+_SAID = ("found_share",)  # validity says it, and more strictly
+_KINDS: dict[str, Callable[[Any], str]] = {"share": percent, "seconds": duration, "number": number,
+           "count": lambda value: number(round(value)) if is_number(value) else number(value)}  # fmt: skip
 
 
 def grades(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return grades as label and text: the known keys first, in the order above, then other numbers by name."""
-    known = [key for key in GRADES if key in metrics]
-    others = sorted(key for key in metrics if key not in GRADES and is_number(metrics[key]))
-    return [(grade_label(key), grade_text(key, metrics[key])) for key in (*known, *others)]
+    """Return grades as label and text, in `grade_order`."""
+    return [(grade_label(key), grade_text(key, metrics[key])) for key in grade_order(metrics)]
+
+
+def grade_order(keys: Iterable[str]) -> list[str]:
+    """Return the keys to show: the known ones in the order above, then others by name.
+
+    Left out are the counts behind single means, and the grades of samples, which have a table of their own.
+    """
+    given = set(keys)
+    others = sorted(key for key in given - set(GRADES) if not key.startswith(("num_", "samples.")) and key not in _SAID)
+    return [key for key in GRADES if key in given] + others
 
 
 def grade_label(key: str) -> str:

@@ -12,7 +12,9 @@ from collections.abc import Iterable
 
 _VOID = frozenset({"br", "hr", "img", "meta", "col"})
 # No script, no network, no form: even if a hostile text slipped through, the page could not act on it.
-_POLICY = "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+_POLICY = (
+    "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+)
 
 
 class Html(str):
@@ -48,7 +50,8 @@ def join(children: Child) -> Html:
     if isinstance(children, Html):
         return children
     if isinstance(children, str):
-        return Html(html.escape(children))
+        # Half a surrogate pair, which JSON can carry, has no UTF-8 form: it must not stop a page.
+        return Html(html.escape(children).encode("utf-8", "replace").decode("utf-8"))
     if isinstance(children, int | float):
         return Html(children)
     return Html("".join(join(child) for child in children))
@@ -60,11 +63,13 @@ def _attributes(attributes: dict[str, object]) -> str:
         if value is None or value is False:
             continue
         key = name.rstrip("_").replace("_", "-")
-        parts.append(f" {key}" if value is True else f' {key}="{html.escape(str(value))}"')
+        parts.append(f" {key}" if value is True else f' {key}="{join(str(value))}"')
     return "".join(parts)
 
 
-def table(header: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: Child = None, numeric_from: int = 1) -> Html:
+def table(
+    header: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: str = "", numeric_from: int = 1
+) -> Html:
     """Return a table that scrolls sideways on a narrow screen instead of breaking the page.
 
     Args:
@@ -87,9 +92,14 @@ def table(header: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: 
         )
         for row in rows
     ]
-    content = [element("caption", caption) if caption else None, element("thead", head), element("tbody", body)]
-    # tabindex: a region that scrolls must be reachable by keyboard
-    return element("div", element("table", content), class_="scroll", tabindex="0")
+    # The caption stands outside, so that it wraps where the table has to scroll.
+    words = element("p", caption, class_="caption") if caption else None
+    return element("div", words, scrolling(element("table", element("thead", head), element("tbody", body))))
+
+
+def scrolling(wide: Html, *, class_: str = "") -> Html:
+    """Return a region that scrolls sideways; tabindex makes it reachable by keyboard."""
+    return element("div", wide, class_=f"scroll {class_}".strip(), tabindex="0")
 
 
 def page(title: str, *body: Child) -> Html:
@@ -112,6 +122,13 @@ def _style() -> str:
     return importlib.resources.files("jointdiff.views").joinpath("style.css").read_text(encoding="utf-8")
 
 
+_ORIGINS: dict[bool | None, tuple[str, str, str]] = {
+    None: ("Origin not recorded", "The run does not say whether its images are phantoms or scans.", "unknown"),
+    True: ("Real scans", "Images of people, from a public data set or the user's own files.", "real"),
+    False: ("Phantoms", "Synthetic images, drawn by a program. No patient, no scan.", "phantom"),
+}
+
+
 def banner(*, real: bool | None, where: str = "") -> Html:
     """Return the line that opens every page: what the images are, and what the page is not for.
 
@@ -119,12 +136,7 @@ def banner(*, real: bool | None, where: str = "") -> Html:
         real: True: scans of people; False: phantoms, drawn by a program; None: not recorded.
         where: More about the data, e.g. the name of the set.
     """
-    if real is None:
-        kind, text, style = "Origin not recorded", "The run does not say whether its images are phantoms or scans.", "unknown"
-    elif real:
-        kind, text, style = "Real scans", "Images of people, from a public data set or from a hospital.", "real"
-    else:
-        kind, text, style = "Phantoms", "Synthetic images, drawn by a program. No patient, no scan.", "phantom"
+    kind, text, style = _ORIGINS[real]
     return element(
         "p",
         element("strong", kind),
@@ -136,4 +148,6 @@ def banner(*, real: bool | None, where: str = "") -> Html:
 
 def facts(pairs: Iterable[tuple[Child, Child]]) -> Html:
     """Return label and value pairs as a definition list."""
-    return element("dl", [element("div", element("dt", label), element("dd", value)) for label, value in pairs], class_="facts")
+    return element(
+        "dl", [element("div", element("dt", label), element("dd", value)) for label, value in pairs], class_="facts"
+    )

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 from jointdiff.views.format import is_number, number, percent, words
 from jointdiff.views.images import inline_image
-from jointdiff.views.labels import GRADES, class_name, grade_label, grade_text
+from jointdiff.views.labels import class_name, grade_label, grade_order, grade_text
 from jointdiff.views.markup import Html, element, table
 from jointdiff.views.run_data import RunData, mapping
 
@@ -52,7 +52,7 @@ def _agreement(metrics: Mapping[str, Any]) -> Html | None:
 
 
 def kid_table(metrics: Mapping[str, Any], class_names: list[str]) -> Html | None:
-    """Return the KID of every class beside its two yardsticks, from {"kid": {class: {"samples": [kid, error], ...}}}."""
+    """Return the KID of every class beside its yardsticks, from {"kid": {class: {"samples": [kid, error], ...}}}."""
     by_class = mapping(metrics.get("kid"))
     rows: list[list[Any]] = []
     columns = list(dict.fromkeys(key for value in by_class.values() for key in mapping(value)))
@@ -63,7 +63,8 @@ def kid_table(metrics: Mapping[str, Any], class_names: list[str]) -> Html | None
     return table(
         ["Class", *map(words, columns)],
         rows,
-        caption="Kernel inception distance (KID) to real images of the class, with its standard error; lower is better",
+        caption="Kernel inception distance (KID) to images of the class, with its standard error: lower is better, "
+        f"'real' is the best to hope for. Feature net: {metrics.get('feature_net') or 'random-conv-1'}",
     )
 
 
@@ -86,8 +87,8 @@ def galleries(run: RunData) -> Html | None:
     shown = [(name, *found[name]) for name in graded if name in found][:MAX_GALLERIES_WITH_PICTURES]
     return element(
         "div",
-        element("p", "Each scan is edited as little as the model needs to decide otherwise. Galleries stay at the sites; "
-                     "the grades below are all that leaves them."),
+        element("p", "Each scan is edited a little, until the model decides otherwise. Galleries stay at the sites; "
+                     "grades are all that leaves them."),
         _grades_table(run, graded, pooled, found),
         [_gallery_pictures(run, name, folder, data) for name, folder, data in shown],
     )  # fmt: skip
@@ -96,18 +97,18 @@ def galleries(run: RunData) -> Html | None:
 def _grades_table(
     run: RunData, graded: dict[str, dict[str, Any]], pooled: dict[str, Any], found: Mapping[str, tuple[Path, Any]]
 ) -> Html:
-    known = [key for key in dict.fromkeys(key for entry in graded.values() for key in entry)
-             if any(is_number(entry.get(key)) for entry in graded.values())]  # fmt: skip
-    ordered = [key for key in dict.fromkeys([*(k for k in GRADES if k in known), *known])]
-    rows: list[list[Any]] = []
-    for hospital, values in graded.items():
-        link: Any = hospital
-        if hospital in found:
-            link = element("a", hospital, href=_relative(run.folder, found[hospital][0] / "index.html"))
-        rows.append([link, *(grade_text(key, values.get(key)) for key in ordered)])
-    if pooled:
-        rows.append([element("b", "all"), *(grade_text(key, pooled.get(key)) for key in ordered)])
-    return table(["Gallery", *map(grade_label, ordered)], rows)
+    """Return a table with a grade a row and a hospital a column: names of grades are long, their values short."""
+    columns = {"all": pooled, **graded} if pooled and len(graded) > 1 else graded
+    heads: list[Any] = []
+    for hospital in columns:
+        link = _relative(run.folder, found[hospital][0] / "index.html") if hospital in found else None
+        heads.append(element("a", hospital, href=link) if link else hospital)
+    numbers = {key for values in columns.values() for key, value in values.items() if is_number(value)}
+    rows = [
+        [grade_label(key), *(grade_text(key, values.get(key)) for values in columns.values())]
+        for key in grade_order(numbers)
+    ]
+    return table(["Grade", *heads], rows, caption="Grades of the edits; a hospital's name leads to its gallery")
 
 
 def _gallery_pictures(run: RunData, hospital: str, folder: Path, data: dict[str, Any]) -> Html | None:
@@ -120,9 +121,8 @@ def _gallery_pictures(run: RunData, hospital: str, folder: Path, data: dict[str,
     if not cards:
         return None
     link = element("a", "all of its gallery", href=_relative(run.folder, folder / "index.html"))
-    return element(
-        "div", element("h3", hospital, element("span", " · ", class_="soft"), link), element("ul", cards, class_="cards")
-    )
+    heading = element("h3", hospital, element("span", " · ", class_="soft"), link)
+    return element("div", heading, element("ul", cards, class_="cards"))
 
 
 def _card(folder: Path, title: str, item: Mapping[str, Any], names: list[str]) -> Html | None:
@@ -138,7 +138,7 @@ def _card(folder: Path, title: str, item: Mapping[str, Any], names: list[str]) -
     if isinstance(target, int) and target < min(len(before), len(after)):
         text = f"{class_name(names, target)}: {before[target]:.2f} → {after[target]:.2f}"
     return element(
-        "li", element("h4", f"{title} "), element("div", figures, class_="triple"), element("p", text, class_="note"),
+        "li", element("h4", title), element("div", figures, class_="triple"), element("p", text, class_="note"),
         class_="card",
     )  # fmt: skip
 
@@ -156,4 +156,3 @@ def _read_png(folder: Path, name: object) -> bytes | None:
 
 def _relative(start: Path, target: Path) -> str:
     return quote(os.path.relpath(target, start).replace(os.sep, "/"))
-

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jointdiff.views.charts import Series, line_chart
-from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number, percent
+from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number, percent, words
 from jointdiff.views.labels import METRICS, class_name
-from jointdiff.views.markup import Html, element, table
+from jointdiff.views.markup import Html, element, scrolling, table
 from jointdiff.views.run_data import RunData, mapping
 
 POOLED = "all hospitals, pooled"
@@ -26,7 +26,6 @@ def headline(run: RunData) -> Html | None:
     described = [mapping(event.get("table")) for event in run.replies("describe")]
     labelled = sum(sum(_counts(entry.get("labelled"))) for entry in described)
     trained_on = sum(entry.get("num_train") or 0 for entry in described)
-    finished = run.last("run_finished") or run.last("run_failed")
     traffic = sum((event.get("bytes_in") or 0) + (event.get("bytes_out") or 0) for event in run.replies())
     multi_label = run.dataset.get("task") == "multi-label"
     tiles = [
@@ -34,12 +33,15 @@ def headline(run: RunData) -> Html | None:
         ("AUC", number(pooled.get("auc")), f"{where}; chance 0.50"),
         ("Labelled images" if not multi_label else "Labels given", number(labelled) if described else MISSING,
          f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together" if described else ""),
-        ("Duration", duration(finished.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),
+        ("Duration", duration(run.ending.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),
         ("Exchanged", num_bytes(traffic), "both ways, all hospitals"),
     ]  # fmt: skip
     return element(
         "dl",
-        [element("div", element("dt", name), element("dd", value, element("small", note))) for name, value, note in tiles],
+        [
+            element("div", element("dt", name), element("dd", value, element("small", note)))
+            for name, value, note in tiles
+        ],
         class_="headline",
     )
 
@@ -52,21 +54,24 @@ def curves(run: RunData) -> Html | None:
     """Return the charts over the rounds: what was evaluated, then what training reported."""
     if not run.rounds and not run.replies("train"):
         return None
+    numbers = [float(event["round"]) for event in run.of("round_started", "evaluated")]
+    rounds = (min(numbers), max(numbers)) if numbers else None
     charts = [
-        line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1)),
-        line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1)),
-        line_chart("Denoising loss", _trained(run, "loss_diffusion"), note="per image, in training"),
+        line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1), x_range=rounds),
+        line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1), x_range=rounds),
+        line_chart("Denoising loss", _trained(run, "loss_diffusion"), x_range=rounds, note="per image, in training"),
         line_chart(
             "Label losses",
             [
                 Series("cross-entropy on labels", _means(run, "loss_class")),
                 Series("cross-entropy on pseudo-labels", _means(run, "loss_pseudo")),
             ],
+            x_range=rounds,
             note="mean of all hospitals, before weighting",
         ),
-        line_chart("Pseudo-label coverage", _trained(run, "pseudo_coverage"), y_range=(0, 1),
+        line_chart("Pseudo-label coverage", _trained(run, "pseudo_coverage"), y_range=(0, 1), x_range=rounds,
                    note="share of unlabelled images that got one"),
-        line_chart("Pseudo-label accuracy", _trained(run, "pseudo_accuracy"), y_range=(0, 1),
+        line_chart("Pseudo-label accuracy", _trained(run, "pseudo_accuracy"), y_range=(0, 1), x_range=rounds,
                    note="against labels hidden from training; known in simulations only"),
     ]  # fmt: skip
     return element("div", charts, class_="charts")
@@ -135,7 +140,7 @@ def _per_class(run: RunData, pooled: Mapping[str, Any]) -> Html | None:
     if not keys:
         return None
     rows = [[name, *(number(pooled[key][index]) for key in keys)] for index, name in enumerate(run.class_names)]
-    heads = [METRICS.get(key, key.replace("_", " ").capitalize()) for key in keys]
+    heads = [METRICS.get(key, words(key)) for key in keys]
     return table(["Class", *heads], rows, caption="By class, pooled")
 
 
@@ -155,9 +160,9 @@ def _confusion(run: RunData, pooled: Mapping[str, Any]) -> Html | None:
         cells = [_cell(count, count / total, column == index) for column, count in enumerate(row)]
         body.append(element("tr", element("th", names[index], scope="row"), cells))
     head = element("tr", element("th", "true \\ predicted"), [element("th", name, scope="col") for name in names])
-    caption = element("caption", "Confusion matrix, pooled: images, and their share of the true class")
-    whole = element("table", caption, element("thead", head), element("tbody", body))
-    return element("div", whole, class_="scroll matrix", tabindex="0")
+    whole = element("table", element("thead", head), element("tbody", body))
+    caption = element("p", "Confusion matrix, pooled: images, and their share of the true class", class_="caption")
+    return element("div", caption, scrolling(whole, class_="matrix"))
 
 
 def _cell(count: float, share: float, right: bool) -> Html:
@@ -174,10 +179,11 @@ def _statements(run: RunData, pooled: Mapping[str, Any]) -> Html:
         point = pooled.get("operating_point")
         at = f"p > {point:.2f}" if is_number(point) else str(point or "not stated")
         who = f" for '{run.class_names[1]}'" if len(run.class_names) == 2 else ""
+        both = f"Sensitivity {number(pooled['sensitivity'])}, specificity {number(pooled['specificity'])}"
         parts.append(
             element(
                 "p",
-                element("b", f"Sensitivity {number(pooled['sensitivity'])}, specificity {number(pooled['specificity'])}"),
+                element("b", both),
                 f"{who} at the operating point {at}, which was fixed before these images were seen.",
             )
         )

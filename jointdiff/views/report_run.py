@@ -11,6 +11,7 @@ from jointdiff.views.labels import class_name
 from jointdiff.views.markup import Html, element, facts, table
 from jointdiff.views.run_data import TROUBLE, RunData, mapping
 
+_VERSIONS = {"JointDiff": "code_version", "Code": "code_hash", "Flower": "flwr_version", "PyTorch": "torch_version"}
 _METHODS = {
     "joint": "joint diffusion-classifier",
     "two-stage": "two stages (diffusion, then a head on frozen features)",
@@ -39,11 +40,11 @@ def summary_sentence(run: RunData) -> str:
 
 def outcome(run: RunData) -> Html | None:
     """Return an alert for a run that did not end well, None for one that did."""
-    failed, finished = run.last("run_failed"), run.last("run_finished")
-    if finished:
+    kind = run.ending.get("event")
+    if kind == "run_finished":
         return None
-    if failed:
-        reason = failed.get("reason") or "no reason was recorded"
+    if kind == "run_failed":
+        reason = str(run.ending.get("reason") or "no reason was recorded")
         return element("p", element("b", "This run failed. "), reason, class_="alert", role="alert")
     return element("p", element("b", "This run has not ended"), " (or was stopped): numbers so far.", class_="alert")
 
@@ -71,7 +72,7 @@ def class_tables(run: RunData) -> Html | None:
         table(["Hospital", *heads, "all"], rows("test", ("num_test",)), caption="For evaluation, by class"),
         element("p", "Classes of a multi-label set overlap: their counts do not add up to the images.", class_="note")
         if run.dataset.get("task") == "multi-label" else None,
-        class_="columns",
+        class_="columns" if len(names) <= 4 else None,  # beside each other, where they are narrow
     )  # fmt: skip
 
 
@@ -101,8 +102,8 @@ def exchange(run: RunData) -> Html | None:
     if len(rows) > 1:
         rows.append([element("b", "all"), "", number(len(run.replies())), duration(sums[0]), duration(sums[1]),
                      num_bytes(sums[2]), num_bytes(sums[3])])  # fmt: skip
-    round_seconds = [event.get("duration_s") for event in run.of("round_aggregated") if is_number(event.get("duration_s"))]
-    ended = run.last("run_finished") or run.last("run_failed")
+    durations = (event.get("duration_s") for event in run.of("round_aggregated"))
+    round_seconds = [float(seconds) for seconds in durations if seconds is not None and is_number(seconds)]
     return element(
         "div",
         table(
@@ -112,7 +113,7 @@ def exchange(run: RunData) -> Html | None:
         ),
         facts(
             [
-                ("Whole run", duration(ended.get("duration_s"))),
+                ("Whole run", duration(run.ending.get("duration_s"))),
                 ("Mean round", duration(sum(round_seconds) / len(round_seconds)) if round_seconds else MISSING),
                 ("Slowest round", duration(max(round_seconds, default=None))),
             ]
@@ -137,8 +138,7 @@ def trouble(run: RunData) -> Html:
 def configuration(run: RunData) -> Html:
     """Return code and versions in the open, the resolved configuration folded."""
     started = run.started
-    named = [("JointDiff", "code_version"), ("Code", "code_hash"), ("Flower", "flwr_version"), ("PyTorch", "torch_version")]
-    versions = [(name, str(started[key])[:24]) for name, key in named if started.get(key)]
+    versions = [(name, str(started[key])[:24]) for name, key in _VERSIONS.items() if started.get(key)]
     files = [name for name in ("config.yaml", "metrics.json", "events.jsonl") if (run.folder / name).is_file()]
     links = [[" · " if index else None, element("a", name, href=name)] for index, name in enumerate(files)]
     text = yaml.safe_dump(run.config, sort_keys=False, allow_unicode=True) if run.config else "not recorded"

@@ -37,6 +37,13 @@ class RunData:
         return found[-1] if found else {}
 
     @property
+    def ending(self) -> Event:
+        """How the run ended last: run_finished or run_failed; {} where it has not, or was carried on since."""
+        for event in reversed(self.of("run_started", "run_finished", "run_failed")):
+            return event if event["event"] != "run_started" else {}
+        return {}
+
+    @property
     def started(self) -> Event:
         """The event run_started."""
         return self.last("run_started")
@@ -129,7 +136,9 @@ def load_run(folder: Path) -> RunData:
         try:
             config = mapping(yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))) or config
         except yaml.YAMLError as error:
-            raise RunError(f"{folder / 'config.yaml'} is no YAML: {error}. It was written whole; was it edited?") from error
+            raise RunError(
+                f"{folder / 'config.yaml'} is no YAML: {error}. It was written whole; was it edited?"
+            ) from error
     if not metrics.get("rounds"):
         metrics = {**metrics, "rounds": _rounds_of_events(run)}
     return RunData(folder, events, metrics, config)

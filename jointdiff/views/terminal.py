@@ -15,8 +15,8 @@ from rich.text import Text
 from jointdiff.views.format import MISSING, duration, is_number, number, percent
 from jointdiff.views.run_data import mapping
 
-COLUMNS = ("round", "denoise", "labels", "pseudo", "coverage", "AUC", "bal. acc.", "time", "left")
-_WIDTHS = (7, 8, 8, 8, 9, 7, 9, 13, 13)
+COLUMNS = ("round", "denoise", "labels", "pseudo", "cover", "AUC", "bal.acc", "time", "left")
+_WIDTHS = (7, 7, 6, 6, 6, 5, 7, 10, 11)  # with a space between: 73, fits a terminal of 80
 NUM_RECENT = 3  # rounds that the estimate of the time left looks back on: later phases cost more than earlier ones
 _SHOWN_ROUNDS = 12  # rows of the live table
 
@@ -68,7 +68,8 @@ class ProgressPrinter:
     def _on_run_started(self, event: Mapping[str, Any]) -> None:
         dataset = mapping(event.get("dataset"))
         run = mapping(mapping(event.get("config")).get("run"))
-        kind = {True: "real scans", False: "phantoms (synthetic)"}.get(dataset.get("real"), "origin not recorded")  # type: ignore[arg-type]
+        real = dataset.get("real")
+        kind = "origin not recorded" if real is None else "real scans" if real else "phantoms (synthetic)"
         hospitals = event.get("hospitals") or []
         self._say(f"Run {event.get('run_name')}: {dataset.get('name', 'unknown data')}, {kind}. "
                   "Research use, no medical device.")  # fmt: skip
@@ -125,7 +126,8 @@ class ProgressPrinter:
 
     def _on_run_failed(self, event: Mapping[str, Any]) -> None:
         self.close()
-        self._say(f"Run failed after {duration(event.get('duration_s'))}: {event.get('reason') or 'no reason recorded'}")
+        after = f" after {duration(event['duration_s'])}" if is_number(event.get("duration_s")) else ""
+        self._say(f"Run failed{after}: {event.get('reason') or 'no reason recorded'}")
         if event.get("report"):
             self._say(f"Report: {event['report']}")
 
@@ -196,9 +198,9 @@ _DOING = {"describe": "introducing", "train": "training", "head": "solving the h
 
 
 def printable(text: str) -> str:
-    """Return text without control characters: a name must not be able to move the cursor or ring the bell.
+    r"""Return text without control characters: a name must not be able to move the cursor or ring the bell.
 
-    >>> printable("a\\x1b[2Jb")
+    >>> printable("a\x1b[2Jb")
     'a?[2Jb'
     """
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)

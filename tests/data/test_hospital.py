@@ -1,0 +1,110 @@
+"""What a simulated hospital holds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jointdiff.config import RunConfig
+from jointdiff.data import UNKNOWN, HospitalData, class_table, hospital_data, load_dataset
+from jointdiff.errors import ConfigError, DataError
+
+
+def hospitals(**keys) -> list[HospitalData]:
+    run = RunConfig(**keys)
+    return [hospital_data(run, index) for index in range(run.num_hospitals)]
+
+
+def rows(images: np.ndarray) -> list[bytes]:
+    return sorted(image.tobytes() for image in images)
+
+
+@pytest.mark.parametrize("partition", ["iid", "dirichlet:0.5"])
+@pytest.mark.parametrize("eval_split", ["test", "val"])
+def test_the_hospitals_tests_are_together_exactly_the_official_split(partition: str, eval_split: str) -> None:
+    parts = hospitals(partition=partition, eval_split=eval_split, num_hospitals=4)
+    official = getattr(load_dataset("phantom"), eval_split)
+    assert rows(np.concatenate([part.test.images for part in parts])) == rows(official.images)
+    assert sum(part.test.labels.sum() for part in parts) == official.labels.sum()
+
+
+@pytest.mark.parametrize("dataset", ["phantom", "phantom:3-classes", "phantom:multi-label"])
+def test_all_labels_but_the_kept_ones_are_hidden(dataset: str) -> None:
+    parts = hospitals(dataset=dataset, num_labels=12)
+    assert sum(part.train.num_labelled for part in parts) == 12
+    assert sum(len(part.train) for part in parts) == len(load_dataset(dataset).train)
+    for part in parts:
+        kept = part.train.labelled
+        assert (part.train.labels[~kept] == UNKNOWN).all() and (part.hidden_labels != UNKNOWN).all()
+        np.testing.assert_array_equal(part.train.labels[kept], part.hidden_labels[kept])
+        assert part.heldout is None
+
+
+def test_a_multi_label_set_keeps_every_finding_and_some_without() -> None:
+    parts = hospitals(dataset="phantom:multi-label", num_labels=12)
+    labels = np.concatenate([part.train.labels[part.train.labelled] for part in parts])
+    assert (labels.sum(axis=0) >= 4).all() and (~labels.any(axis=1)).sum() == 4
+
+
+def test_held_out_images_are_kept_labels_that_nobody_trains_on() -> None:
+    parts = hospitals(num_labels=60)
+    held = [part.heldout for part in parts]
+    assert all(h is not None and h.num_labelled == len(h) for h in held)
+    assert sum(len(h) for h in held if h is not None) == 12
+    assert sum(part.train.num_labelled for part in parts) == 48
+    trained = set(rows(np.concatenate([part.train.images for part in parts])))
+    assert not trained & set(rows(np.concatenate([h.images for h in held if h is not None])))
+
+
+def test_the_same_run_gives_the_same_hospital_and_only_what_names_data_matters() -> None:
+    first = hospital_data(RunConfig(), 1)
+    assert hospital_data(RunConfig(run_name="other", seed=5, num_rounds=3), 1) is first
+    other = hospital_data(RunConfig(split_seed=1), 1)
+    assert rows(other.train.images) != rows(first.train.images)
+
+
+def test_scanners_shift_the_images_and_nothing_else() -> None:
+    plain, shifted = hospitals(), hospitals(partition="scanner")
+    for a, b in zip(plain, shifted, strict=True):
+        np.testing.assert_array_equal(a.train.labels, b.train.labels)
+        np.testing.assert_array_equal(a.test.labels, b.test.labels)
+        assert (a.train.images != b.train.images).mean() > 0.5
+    means = [part.train.images.mean() for part in shifted]
+    assert np.ptp(means) > 5
+
+
+def test_by_source_deals_the_users_own_sources(write_arrays) -> None:
+    path = write_arrays(train_source=np.arange(40) % 3)
+    parts = hospitals(dataset=f"npz:{path}", image_size=12, partition="by-source", num_labels=0)
+    assert [set(part.train.sources.tolist()) for part in parts if part.train.sources is not None] == [{0}, {1}, {2}]
+    assert sum(len(part.test) for part in parts) == 10
+
+
+def test_class_table_counts() -> None:
+    data = hospital_data(RunConfig(num_labels=60), 0)
+    assert class_table(data) == {
+        "class_names": ["healthy", "lesion"],
+        "labelled": [8, 8],
+        "num_labelled": 16,
+        "num_unlabelled": 980,
+        "num_train": 996,
+        "num_heldout": 4,
+        "test": [110, 90],
+        "num_test": 200,
+    }
+
+
+def test_bad_requests() -> None:
+    with pytest.raises(ConfigError, match="num-labels is 3001"):
+        hospitals(num_labels=3001)
+    with pytest.raises(ConfigError, match="num-labels is 1"):
+        hospitals(num_labels=1)
+    with pytest.raises(DataError, match=r"hospital-601 .*without images of the test split"):
+        hospital_data(RunConfig(num_hospitals=601), 0)
+    with pytest.raises(DataError, match="by-source"):
+        hospitals(partition="by-source")
+
+
+def test_an_empty_validation_split_is_refused(write_arrays) -> None:
+    with pytest.raises(DataError, match="no 'val' split"):
+        hospitals(dataset=f"npz:{write_arrays()}", image_size=12, eval_split="val")

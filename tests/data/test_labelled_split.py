@@ -1,0 +1,72 @@
+"""Which labels are kept, and which of those are held out."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jointdiff.data.labelled_split import HELDOUT_FRACTION, heldout_labels, kept_labels
+from jointdiff.data.partition import deal
+from jointdiff.errors import ConfigError
+
+STRATA = np.random.default_rng(0).choice(3, size=300, p=[0.6, 0.36, 0.04])
+SHARES = deal("iid", STRATA, 3, seed=0)
+
+
+def keep(num_labels: int, *, strata: np.ndarray = STRATA, seed: int = 0) -> list[np.ndarray]:
+    return kept_labels(strata, SHARES, num_labels, num_classes=3, seed=seed)
+
+
+def table(kept: list[np.ndarray]) -> np.ndarray:
+    """Return the counts, [hospital, class]."""
+    return np.array([np.bincount(STRATA[rows], minlength=3) for rows in kept])
+
+
+@pytest.mark.parametrize("num_labels", [3, 12, 18, 20, 31])
+def test_as_even_as_possible_per_class_and_hospital(num_labels: int) -> None:
+    kept = keep(num_labels)
+    counts = table(kept)
+    assert counts.sum() == num_labels
+    assert np.ptp(counts.sum(axis=0)) <= 1 and np.ptp(counts.sum(axis=1)) <= 1 and np.ptp(counts, axis=0).max() <= 1
+    assert all(np.isin(rows, share).all() for rows, share in zip(kept, SHARES, strict=True))
+
+
+def test_a_rare_class_gives_all_it_has_and_the_others_fill_up() -> None:
+    rare = int((STRATA == 2).sum())
+    assert sorted(table(keep(90)).sum(axis=0).tolist()) == sorted(
+        [rare, (90 - rare) // 2, 90 - rare - (90 - rare) // 2]
+    )
+
+
+def test_the_split_seed_chooses_other_images() -> None:
+    assert [k.tolist() for k in keep(12)] == [k.tolist() for k in keep(12)]
+    assert [k.tolist() for k in keep(12)] != [k.tolist() for k in keep(12, seed=1)]
+
+
+def test_zero_keeps_all_and_unknown_labels_are_never_kept() -> None:
+    strata = np.where(np.arange(300) < 100, STRATA, -1)
+    assert np.sort(np.concatenate(keep(0, strata=strata))).tolist() == list(range(100))
+    assert np.concatenate(keep(30, strata=strata)).max() < 100
+
+
+def test_too_many_and_too_few() -> None:
+    with pytest.raises(ConfigError, match=r"num-labels is 301.*300 labelled images"):
+        keep(301)
+    with pytest.raises(ConfigError, match=r"num-labels is 2.*3 classes.*at least 3"):
+        keep(2)
+    assert sum(map(len, keep(300))) == 300
+
+
+def test_nothing_is_held_out_below_ten_labels_per_class() -> None:
+    assert sum(map(len, heldout_labels(STRATA, keep(27), num_classes=3, seed=0))) == 0
+
+
+def test_about_a_fifth_per_class_is_held_out() -> None:
+    kept = keep(30)
+    held = heldout_labels(STRATA, kept, num_classes=3, seed=0)
+    assert all(np.isin(h, k).all() for h, k in zip(held, kept, strict=True))
+    assert (table(held).sum(axis=0) == round(10 / 3 * HELDOUT_FRACTION) * 3).all()
+    large = np.random.default_rng(1).integers(0, 3, 3000)
+    shares = deal("iid", large, 3, seed=0)
+    all_held = heldout_labels(large, kept_labels(large, shares, 0, num_classes=3, seed=0), num_classes=3, seed=0)
+    assert sum(map(len, all_held)) == pytest.approx(3000 * HELDOUT_FRACTION, rel=0.01)
