@@ -12,8 +12,8 @@ import numpy as np
 
 SIDES = (-1.0, 1.0)  # left and right half of the image
 NUM_VESSELS = 5  # per lung
-AIR = 0.2  # how much darker than lung a lesion's dark part is
-TEXTURE_GRIDS = ((5, 0.018), (11, 0.018), (22, 0.012))  # (cells per side, standard deviation of brightness)
+AIR = 0.15  # how much darker than lung a lesion's dark part is
+TEXTURE_GRIDS = ((5, 0.027), (11, 0.027), (22, 0.018))  # (cells per side, standard deviation of brightness)
 LESION_KINDS = ("nodule", "cavity")
 
 
@@ -118,7 +118,7 @@ def draw_lesions(patients: Patients, rng: np.random.Generator) -> Lesions:
         x=x[rows, first],
         y=y[rows, first],
         radius=rng.uniform(0.24, 0.31, num).astype(np.float32),
-        density=rng.uniform(0.9, 1.05, num).astype(np.float32),
+        density=rng.uniform(1.15, 1.3, num).astype(np.float32),
         turn=rng.uniform(0, 2 * np.pi, num).astype(np.float32),
     )
 
