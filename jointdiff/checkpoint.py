@@ -138,7 +138,9 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
     if differences:
         more = f" (and {len(differences) - _NUM_NAMED} more)" if len(differences) > _NUM_NAMED else ""
         raise CheckpointError(
-            f"The checkpoint {path} is of another architecture: " + "; ".join(differences[:_NUM_NAMED]) + more
+            f"The checkpoint {path} is of another architecture: "
+            + "; ".join(differences[:_NUM_NAMED])
+            + more
             + f". It was trained as model '{checkpoint.config.model.name}' on '{checkpoint.config.run.dataset}': "
             "build the model from the checkpoint's own configuration, or name the checkpoint of this run."
         )

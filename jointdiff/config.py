@@ -83,9 +83,11 @@ class TrainingConfig:
     pseudo_policy: str = "freematch"  # fixed | freematch
     teacher: str = "global"  # global = server EMA, once per round | local = the model itself, every step
     threshold: float = 0.95  # of the fixed policy
+    pseudo_start_fraction: float = 0.6  # share of the rounds before pseudo-labels join
+    labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
-    head: str = "ridge"  # ridge = solved on merged statistics after every round | gradient
+    head: str = "ridge"  # ridge = solved on merged sums after every round | gradient = learned from the warm-up's end
     ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3
@@ -200,8 +202,17 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         ConfigError: Unknown key, wrong type, or a value out of range; says what to do.
     """
     run = from_mapping(RunConfig, values, "run-config")
-    for key, low in (("num_hospitals", 1), ("num_rounds", 1), ("local_steps", 1), ("batch_size", 2),
-                     ("image_size", 8), ("num_labels", 0), ("seed", 0), ("split_seed", 0), ("explain", 0)):
+    for key, low in (
+        ("num_hospitals", 1),
+        ("num_rounds", 1),
+        ("local_steps", 1),
+        ("batch_size", 2),
+        ("image_size", 8),
+        ("num_labels", 0),
+        ("seed", 0),
+        ("split_seed", 0),
+        ("explain", 0),
+    ):
         if getattr(run, key) < low:
             name = key.replace("_", "-")
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
@@ -221,7 +232,8 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(f"partition '{scheme}' takes no value, but got {run.partition!r}.")
     if run.run_name and not _NAME.fullmatch(run.run_name):
         raise ConfigError(
-            f"run-name {run.run_name!r} must be 1 to 80 letters, digits, '.', '_' or '-', and begin with a letter or digit."
+            f"run-name {run.run_name!r} must be 1 to 80 letters, digits, '.', '_' or '-', and begin with a letter "
+            "or digit."
         )
     if run.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", run.device):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {run.device!r}.")

@@ -14,9 +14,7 @@ def extract_features(
 ) -> torch.Tensor:
     """Return the pooled shared representations of uint8 images [N,H,W,C]: [N,D] float32 on the device."""
     model.eval()
-    parts = [
-        model.features(to_network(images[i : i + batch_size], device)) for i in range(0, len(images), batch_size)
-    ]
+    parts = [model.features(to_network(images[i : i + batch_size], device)) for i in range(0, len(images), batch_size)]
     return torch.cat(parts) if parts else torch.zeros(0, len(model.head.mean), device=device)
 
 

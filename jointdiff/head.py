@@ -85,13 +85,17 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
         config: `training.ridge` is the L2 penalty per labelled image, on features of unit variance; > 0.
 
     Returns:
-        The head's tensors: mean, scale [D]; weight [K,D]; bias [K], float32.
+        The head's tensors: mean, scale [D]; weight [K,D]; bias [K], float32. For a gradient head the standardisation
+        alone: mean and scale.
     """
     ridge, multi_label = config.training.ridge, config.model.task == "multi-label"
     n = float(sums["count"])
     mean = sums["sum"] / n
     covariance = _unpack(sums["products"], len(mean)) / n - np.outer(mean, mean)
-    scale = np.sqrt(np.clip(np.diag(covariance), 1e-8, None))
+    scale = np.sqrt(np.clip(np.diag(covariance), 1e-6, None))
+    standardisation = {"head.mean": torch.from_numpy(mean).float(), "head.scale": torch.from_numpy(scale).float()}
+    if config.training.head == "gradient":
+        return standardisation
     covariance = covariance / np.outer(scale, scale)
     counts, group_sum, group_products = (
         sums["group_count"],
@@ -124,8 +128,7 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
         spread = np.sqrt(np.clip(np.einsum("dk,de,ek->k", weight, covariance, weight), 1e-24, None))
         weight, bias = weight / spread * LOGIT_SPREAD, (bias - 0.5) / spread * LOGIT_SPREAD
     return {
-        "head.mean": torch.from_numpy(mean).float(),
-        "head.scale": torch.from_numpy(scale).float(),
+        **standardisation,
         "head.linear.weight": torch.from_numpy(weight.T.copy()).float(),
         "head.linear.bias": torch.from_numpy(bias).float(),
     }

@@ -41,6 +41,7 @@ class Head(nn.Module):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Map features [B,D] to logits [B,K]."""
         return self.linear((features - self.mean) / self.scale)
 
 

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 import torch
 
 
-def fixed(
-    probs: torch.Tensor, *, threshold: float, multi_label: bool = False
-) -> tuple[torch.Tensor, torch.Tensor]:
+def fixed(probs: torch.Tensor, *, threshold: float, multi_label: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Trust predictions above one threshold (FixMatch, Sohn et al. 2020).
 
     Args:

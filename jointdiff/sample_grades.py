@@ -67,7 +67,8 @@ def grade_samples(
     rng = np.random.default_rng(seed_for(config.run.seed, hospital_index, 0, "sample grades"))
     for k in range(config.model.num_outputs):
         truth = data.hidden_labels
-        real = rng.permutation(np.flatnonzero((truth if truth.ndim == 1 else truth[:, k]) == (k if truth.ndim == 1 else 1)))
+        shows = truth == k if truth.ndim == 1 else truth[:, k] == 1
+        real = rng.permutation(np.flatnonzero(shows))
         half = min(len(real) // 2, MAX_REAL)
         if half < 4 or per_class < 4:
             continue

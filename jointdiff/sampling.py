@@ -7,6 +7,7 @@ every step and is the only hook.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -39,7 +40,9 @@ def denoiser(model: JointModel, alpha_bar: torch.Tensor, *, prediction: str) -> 
     return denoise
 
 
-def guide_input(denoise: Denoiser, log_prob: LogProb, alpha_bar: torch.Tensor, *, scale: float | torch.Tensor) -> Denoiser:
+def guide_input(
+    denoise: Denoiser, log_prob: LogProb, alpha_bar: torch.Tensor, *, scale: float | torch.Tensor
+) -> Denoiser:
     """Guide on the input: move the estimate of x_0 up the gradient of log p(wanted | x_0).
 
     Classifier guidance (Dhariwal and Nichol 2021) adds (1-a)/sqrt(a) * grad_{x_t} log p to the estimate of x_0. Here
@@ -159,9 +162,7 @@ def sample_ddim(
     return x
 
 
-def invert_ddim(
-    denoise: Denoiser, x: torch.Tensor, timesteps: Sequence[int], alpha_bar: torch.Tensor
-) -> torch.Tensor:
+def invert_ddim(denoise: Denoiser, x: torch.Tensor, timesteps: Sequence[int], alpha_bar: torch.Tensor) -> torch.Tensor:
     """DDIM run backwards: the noise that leads to these images (Song et al. 2021), at timesteps[0].
 
     Args:
@@ -169,7 +170,7 @@ def invert_ddim(
         timesteps: Falling, as the sampler will walk them; walked here from the end.
     """
     rising = list(timesteps)[::-1]
-    for t, t_next in zip(rising, rising[1:], strict=False):
+    for t, t_next in itertools.pairwise(rising):
         tb = _batch(t, x)
         x0 = denoise(x, tb)
         eps = to_eps(x0, x, tb, alpha_bar)

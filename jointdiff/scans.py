@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def read_scans(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.
         if path.suffix == ".npz":
             arrays = _read_npz(path)
             names += [f"{path.name}[{i}]" for i in range(len(arrays))]
-            scans += [_fit(Image.fromarray(a.squeeze()), model) for a in arrays]
+            scans += [_fit(Image.fromarray(a if a.shape[2:] != (1,) else a[..., 0]), model) for a in arrays]
             continue
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
@@ -64,15 +65,19 @@ def _read_image(path: Path, model: ModelConfig) -> np.ndarray:
 
 def _read_npz(path: Path) -> np.ndarray:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise DataError(f"{path} is a single array (.npy). Save an npz: np.savez(path, images=...).")
+        with loaded as file:
             if "images" not in file:
                 raise DataError(f"{path} has no array `images`; it has: {', '.join(file.files)}.")
             images = file["images"]
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an npz file: {error}") from None
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)):
+    fits = images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] in (1, 3)) and 0 not in images.shape[1:]
+    if images.dtype != np.uint8 or not fits:
         raise DataError(
             f"`images` in {path} must be uint8 [N,H,W] or [N,H,W,1 or 3], not {images.dtype} {list(images.shape)}."
         )
@@ -80,7 +85,7 @@ def _read_npz(path: Path) -> np.ndarray:
 
 
 def _fit(image: Image.Image, model: ModelConfig) -> np.ndarray:
-    if image.mode in ("I", "I;16", "F"):  # 16-bit files: scaled by their own range
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, of either byte order: scaled by their own range
         pixels = np.asarray(image, dtype=np.float64)
         low, high = pixels.min(), pixels.max()
         image = Image.fromarray(np.rint((pixels - low) / max(high - low, 1e-12) * 255).astype(np.uint8))

@@ -24,14 +24,12 @@ from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
 from jointdiff.statistics import ClassificationStatistics
-from jointdiff.training import select_device, train_round
+from jointdiff.training import head_is_solved_after, select_device, train_round
 
 Tensors = dict[str, np.ndarray]
 
 
-def train_alone(
-    run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[str, Any]], None] | None = None
-) -> Path:
+def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[str, Any]], None] | None = None) -> Path:
     """Train on one hospital's images and return the run's folder.
 
     Args:
@@ -70,6 +68,16 @@ def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.dev
     weights: Tensors = initial_weights(config)
     average, state = weights, None
     model = JointModel(config.model).to(device)
+
+    def prepare_head(number: int) -> None:
+        nonlocal weights, average
+        if head_is_solved_after(number, config):
+            _load(model, average)
+            head = solve_head(head_statistics(model, data, config, device), config)
+            solved = {k: v.numpy() for k, v in head.items()}
+            weights, average = {**weights, **solved}, {**average, **solved}
+
+    prepare_head(0)
     for number in range(1, run.num_rounds + 1):
         record.event("round_started", round=number, num_rounds=run.num_rounds, hospitals=[name])
         _load(model, weights)
@@ -79,12 +87,8 @@ def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.dev
         weights = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
         average = moving_average(average, weights, number, config.training.ema_decay)
         record.event("round_aggregated", round=number, num_replies=1, duration_s=0.0, metrics=metrics)
+        prepare_head(number)
         _load(model, average)
-        if config.training.head == "ridge":
-            head = solve_head(head_statistics(model, data, config, device), config)
-            solved = {k: v.numpy() for k, v in head.items()}
-            weights, average = {**weights, **solved}, {**average, **solved}
-            _load(model, average)
         shares = {k: _statistics(model, hospital_data(run, k), config, device) for k in range(run.num_hospitals)}
         own, *others = shares[hospital], *(s for k, s in shares.items() if k != hospital)
         entry = {"round": number, "pooled": own.merge(others).finish(), "hospitals": {name: own.finish()}}

@@ -72,8 +72,24 @@ class _Weights:
 def term_weights(config: Config, round_number: int) -> _Weights:
     """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone."""
     t = config.training
-    warm = round_number <= round(t.warmup_fraction * config.run.num_rounds)
-    return _Weights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm else t.pseudo_weight)
+    early = round_number <= round(t.pseudo_start_fraction * config.run.num_rounds)
+    warm = round_number <= num_warmup_rounds(config)
+    return _Weights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm or early else t.pseudo_weight)
+
+
+def num_warmup_rounds(config: Config) -> int:
+    """Return how many rounds at the start have the denoising loss alone."""
+    return round(config.training.warmup_fraction * config.run.num_rounds)
+
+
+def head_is_solved_after(round_number: int, config: Config) -> bool:
+    """Return whether the server asks for head statistics after a round (0 = before the first).
+
+    A ridge head is solved after every round. A gradient head gets its standardisation once, when the label term starts.
+    """
+    if config.training.head == "ridge":
+        return round_number > 0
+    return round_number == num_warmup_rounds(config)
 
 
 class _Sampler:
@@ -137,9 +153,7 @@ def train_round(
     model.to(memory_format=torch.channels_last)
     solved = training.head == "ridge"
     learned = [p for name, p in model.named_parameters() if not (solved and name.startswith("head."))]
-    optimizer = torch.optim.AdamW(
-        learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True
-    )
+    optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True)
     _load_moments(optimizer, state)
     model.train()
     model.head.requires_grad_(not solved)
@@ -147,9 +161,7 @@ def train_round(
     sums: dict[str, torch.Tensor] = {}
     rate = 0.0
     for step in range(run.local_steps):
-        rate = learning_rate_at(
-            (round_number - 1) * run.local_steps + step, run.num_rounds * run.local_steps, training
-        )
+        rate = learning_rate_at((round_number - 1) * run.local_steps + step, run.num_rounds * run.local_steps, training)
         for group in optimizer.param_groups:
             group["lr"] = rate
         terms: dict[str, torch.Tensor] = {}
@@ -160,7 +172,8 @@ def train_round(
                 terms["loss_diffusion"] = _denoising_term(model, x, t, alpha_bar, training, generator)
             if weights.label and len(sampler.labelled):
                 index = sampler.draw(sampler.labelled, min(training.labelled_batch, run.batch_size))
-                logits = model.classify(weak_view(sampler.take(index), generator))
+                view = strong_view if training.labelled_view == "strong" else weak_view
+                logits = model.classify(view(sampler.take(index), generator))
                 terms["loss_class"] = losses.classification_loss(logits, sampler.labels[index]).mean()
             if weights.pseudo and len(sampler.unlabelled):
                 index = sampler.draw(sampler.unlabelled, round(training.unlabelled_ratio * run.batch_size))
@@ -169,9 +182,7 @@ def train_round(
                 if training.pseudo_policy == "freematch":
                     pseudo, mask, thresholds = pseudo_labels.freematch(probs, thresholds, multi_label=multi_label)
                 else:
-                    pseudo, mask = pseudo_labels.fixed(
-                        probs, threshold=training.threshold, multi_label=multi_label
-                    )
+                    pseudo, mask = pseudo_labels.fixed(probs, threshold=training.threshold, multi_label=multi_label)
                 logits = model.classify(strong_view(x, generator))
                 terms["loss_pseudo"] = losses.pseudo_label_loss(logits, pseudo, mask).mean()
                 terms["pseudo_coverage"] = mask.mean()
@@ -224,9 +235,7 @@ def _local_teacher(model: JointModel, x: torch.Tensor, generator: torch.Generato
 
 def _load_thresholds(state: State | None, config: Config) -> pseudo_labels.FreeMatchState:
     if state is None:
-        return pseudo_labels.freematch_start(
-            config.model.num_outputs, multi_label=config.model.task == "multi-label"
-        )
+        return pseudo_labels.freematch_start(config.model.num_outputs, multi_label=config.model.task == "multi-label")
     return pseudo_labels.FreeMatchState(state["thresholds.confidence"], state["thresholds.class_probs"])
 
 
@@ -241,9 +250,7 @@ def _load_moments(optimizer: torch.optim.Optimizer, state: State | None) -> None
         optimizer.state[parameter]["step"] = state["optimizer.step"].to(parameter.device).clone()
 
 
-def _save_state(
-    optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState
-) -> dict[str, torch.Tensor]:
+def _save_state(optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState) -> dict[str, torch.Tensor]:
     state = {
         "thresholds.confidence": thresholds.confidence.cpu(),
         "thresholds.class_probs": thresholds.class_probs.cpu(),

@@ -41,6 +41,7 @@ class ResidualBlock(nn.Module):
         nn.init.zeros_(self.conv2.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Map [B,C,H,W] to [B,outputs,H,W]; the embedding [B,E] scales and shifts between the convolutions."""
         h = self.conv1(F.silu(self.norm1(x)))
         scale, shift = self.time(emb)[:, :, None, None].chunk(2, dim=1)
         h = F.silu(self.norm2(h) * (1 + scale) + shift)
@@ -60,6 +61,7 @@ class Attention(nn.Module):
         nn.init.zeros_(self.out.bias)  # type: ignore[arg-type]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map [B,C,H,W] to the same shape: every position attends to all."""
         b, c, h, w = x.shape
         qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, h * w).transpose(-1, -2)
         mixed = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
@@ -75,6 +77,7 @@ class Stage(nn.Module):
         self.attention = Attention(outputs) if attention else nn.Identity()
 
     def forward(self, x: torch.Tensor, emb: torch.Tensor) -> torch.Tensor:
+        """Map [B,C,H,W] to [B,outputs,H,W]."""
         return self.attention(self.block(x, emb))
 
 
@@ -131,7 +134,9 @@ class UNet(nn.Module):
             for _ in range(num_blocks + 1):
                 stages.append(Stage(c + widths.pop(), m * width, emb, dropout, level in attention_levels))
                 c = m * width
-            self.up.append(nn.ModuleDict({"stages": stages} | ({} if level == 0 else {"grow": nn.Conv2d(c, c, 3, padding=1)})))
+            self.up.append(
+                nn.ModuleDict({"stages": stages} | ({} if level == 0 else {"grow": nn.Conv2d(c, c, 3, padding=1)}))
+            )
         self.norm_out = _norm(c)
         self.conv_out = nn.Conv2d(c, channels * patch_size**2, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)

@@ -27,7 +27,7 @@ from jointdiff.protocol import RoundInstructions
 from jointdiff.record import Listener, RunRecord
 from jointdiff.sample_grades import PREFIX, merge_sample_grades
 from jointdiff.showcase import make_samples
-from jointdiff.training import select_device
+from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
 from server.replies import Reply, check_update, one_line, to_arrays
@@ -55,6 +55,7 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
         federation = Federation(grid, config, record)
         record.start(info, federation.hospitals.names)
         federation.describe()
+        federation.prepare_head(0)
         for number in range(1, config.run.num_rounds + 1):
             federation.round(number)
         federation.show(info.class_names)
@@ -87,8 +88,7 @@ class Federation:
         names, num_rounds = list(self.hospitals.names), self.config.run.num_rounds
         self.record.event("round_started", round=number, num_rounds=num_rounds, hospitals=names)
         training = self._train(number)
-        if self.config.training.head == "ridge":
-            self._solve_head(number)
+        self.prepare_head(number)
         entry, heldout = self._evaluate(number)
         self.record.add_round({**entry, "training": training})
         self._save(number, heldout)
@@ -139,11 +139,14 @@ class Federation:
         )
         return metrics
 
-    def _solve_head(self, number: int) -> None:
-        """Solve the classifier head on the hospitals' sums over the average's features; both models get it."""
+    def prepare_head(self, number: int) -> None:
+        """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
+        if not head_is_solved_after(number, self.config):
+            return
         model = self.config.model
         no_labels = np.zeros((0, model.num_outputs) if model.task == "multi-label" else 0, np.int64)
-        like = head_sums(np.zeros((0, len(self.weights["head.mean"]))), no_labels, model.num_outputs)
+        no_images = np.zeros((0, len(self.weights["head.mean"])))
+        like = head_sums(no_images, no_images, no_labels, model.num_outputs)
         total = WeightedSum()
 
         def add(_: Reply, tensors: Tensors) -> None:

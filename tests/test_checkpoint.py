@@ -81,8 +81,14 @@ def test_foreign_safetensors(tmp_path: Path) -> None:
 
 
 def test_unknown_configuration_key(tmp_path: Path) -> None:
-    metadata = {"format": checkpoint.FORMAT, "config": '{"run": {"sede": 1}}', "round": "1", "metric": "null",
-                "metric_name": "", "code_version": "9.9"}
+    metadata = {
+        "format": checkpoint.FORMAT,
+        "config": '{"run": {"sede": 1}}',
+        "round": "1",
+        "metric": "null",
+        "metric_name": "",
+        "code_version": "9.9",
+    }
     save_file({"a": torch.zeros(2)}, tmp_path / "newer.safetensors", metadata=metadata)
     with pytest.raises(CheckpointError, match=r"written by 9\.9.*sede"):
         checkpoint.load(tmp_path / "newer.safetensors")

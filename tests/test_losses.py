@@ -29,6 +29,7 @@ def test_multi_label_loss_averages_over_the_known_labels_only():
 
 @pytest.mark.parametrize("shape", [(3,), (3, 2)])
 def test_pseudo_label_loss_follows_the_mask(shape):
-    logits = torch.zeros(3, 2)
-    loss = pseudo_label_loss(logits, torch.zeros(shape, dtype=torch.int64), torch.tensor([1.0, 0.5, 0.0]).view(3, *([1] * (len(shape) - 1))).expand(shape))
+    logits, pseudo = torch.zeros(3, 2), torch.zeros(shape, dtype=torch.int64)
+    mask = torch.tensor([1.0, 0.5, 0.0]).view(3, *([1] * (len(shape) - 1))).expand(shape)
+    loss = pseudo_label_loss(logits, pseudo, mask)
     assert loss.tolist() == [pytest.approx(math.log(2)), pytest.approx(0.5 * math.log(2)), 0.0]

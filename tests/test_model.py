@@ -16,7 +16,12 @@ def tiny(**changes):
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"channels": 3, "num_outputs": 4}, {"patch_size": 2}, {"multipliers": (1, 2, 2), "num_blocks": 2, "image_size": 20}],
+    [
+        {},
+        {"channels": 3, "num_outputs": 4},
+        {"patch_size": 2},
+        {"multipliers": (1, 2, 2), "num_blocks": 2, "image_size": 20},
+    ],
 )
 def test_both_tasks_have_the_right_shapes(changes):
     model = tiny(**changes)

@@ -42,7 +42,8 @@ def test_ddim_is_deterministic_and_ddpm_is_not():
     steps = spaced_timesteps(10, 999)
     assert torch.equal(*(sample_ddim(best_denoiser, noise(), steps, ALPHA_BAR) for _ in range(2)))
     a, b = (
-        sample_ddpm(best_denoiser, noise(), steps, ALPHA_BAR, generator=torch.Generator().manual_seed(s)) for s in (0, 1)
+        sample_ddpm(best_denoiser, noise(), steps, ALPHA_BAR, generator=torch.Generator().manual_seed(s))
+        for s in (0, 1)
     )
     assert not torch.equal(a, b)
     with pytest.raises(ValueError, match="generator"):

@@ -131,8 +131,10 @@ def test_merging_is_exact_in_any_order_and_grouping(task: str, k: int) -> None:
     for _ in range(10):
         probs, labels = draw(rng, 200, k, task)
         pooled = Stats.from_predictions(probs, labels, task=task)
-        parts = [Stats.from_predictions(probs[i], labels[i], task=task)
-                 for i in np.array_split(rng.permutation(200), np.sort(rng.integers(0, 200, 4)))]
+        parts = [
+            Stats.from_predictions(probs[i], labels[i], task=task)
+            for i in np.array_split(rng.permutation(200), np.sort(rng.integers(0, 200, 4)))
+        ]
         a, b, *rest = parts
         for merged in (a.merge([b, *rest]), b.merge(a.merge(rest)), rest[-1].merge([*rest[:-1], a]).merge(b)):
             expected = pooled.to_arrays()

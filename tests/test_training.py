@@ -38,7 +38,9 @@ def test_a_round_repeats_bit_for_bit_and_differs_between_hospitals():
     train(first, cfg, 3)
     train(second, cfg, 3)
     train(other, cfg, 3, hospital=1)
-    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
     assert not torch.equal(first.unet.conv_in.weight, other.unet.conv_in.weight)
 
 
@@ -105,7 +107,9 @@ def test_every_policy_and_teacher_learns_from_unlabelled_images(policy, teacher)
 
 def test_a_multi_label_rgb_round_runs():
     run = dataclasses.replace(RUN, dataset="phantom:multi-label")
-    cfg = Config(run=run, model=dataclasses.replace(MODEL, task="multi-label"), training=TrainingConfig(warmup_fraction=0))
+    cfg = Config(
+        run=run, model=dataclasses.replace(MODEL, task="multi-label"), training=TrainingConfig(warmup_fraction=0)
+    )
     model = JointModel(cfg.model)
     metrics, _ = train_round(
         model, hospital_data(run, 0), cfg, round_number=1, hospital_index=0, device=CPU, state=None

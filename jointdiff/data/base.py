@@ -57,8 +57,8 @@ class ImageSet:
 
     def select(self, indices: np.ndarray) -> ImageSet:
         """Return the images at `indices` (integers [M], any order), in that order."""
-        chosen = {f.name: getattr(self, f.name) for f in fields(self)}
-        return ImageSet(**{name: None if values is None else values[indices] for name, values in chosen.items()})
+        present = [f.name for f in fields(self) if getattr(self, f.name) is not None]
+        return ImageSet(**{name: getattr(self, name)[indices] for name in present})
 
     @property
     def labelled(self) -> np.ndarray:

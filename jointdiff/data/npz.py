@@ -12,6 +12,7 @@ Nothing is ever unpickled: a file can come from anywhere.
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -70,7 +71,7 @@ def _read(path: str, data_root: str, use: Callable[[Any], T]) -> T:
             raise DataError(f"npz:{path} is a single array (.npy). Save a .npz: np.savez(path, train_images=...).")
         with arrays:
             return use(arrays)
-    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
         raise DataError(
             f"npz:{path} cannot be read ({error}). The file is truncated or no .npz, or an array holds Python objects, "
             "which are never unpickled. Write it again with np.savez_compressed and plain arrays."

@@ -1,0 +1,159 @@
+"""Scans that a user brings: every kind of file that is read, and one clear error for what is not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from jointdiff.config import ModelConfig
+from jointdiff.errors import DataError
+from jointdiff.scans import read_scans
+
+GREY = ModelConfig(channels=1, image_size=16)
+RGB = ModelConfig(channels=3, image_size=16)
+RAMP = np.tile(np.arange(16, dtype=np.uint8) * 16, (16, 1))
+
+
+def save(path: Path, pixels: np.ndarray) -> Path:
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def read(path: Path, model: ModelConfig = GREY) -> np.ndarray:
+    return read_scans([str(path)], model)[1]
+
+
+@pytest.mark.parametrize("ending", ["png", "tif", "bmp"])
+def test_pixels_of_the_right_size_come_as_they_are(tmp_path, ending):
+    names, scans = read_scans([str(save(tmp_path / f"a.{ending}", RAMP))], GREY)
+    assert names == [f"a.{ending}"] and scans.dtype == np.uint8 and scans.shape == (1, 16, 16, 1)
+    np.testing.assert_array_equal(scans[0, ..., 0], RAMP)
+
+
+def test_jpeg_is_close(tmp_path):
+    assert np.abs(read(save(tmp_path / "a.jpg", RAMP))[0, ..., 0].astype(int) - RAMP).max() < 12
+
+
+def test_grey_becomes_colour_and_colour_grey(tmp_path):
+    grey = save(tmp_path / "grey.png", RAMP)
+    red = save(tmp_path / "red.png", np.stack([np.full((16, 16), 200), *np.zeros((2, 16, 16))], -1).astype(np.uint8))
+    np.testing.assert_array_equal(read(grey, RGB)[0], np.repeat(RAMP[..., None], 3, axis=2))
+    np.testing.assert_array_equal(read(red, RGB)[0, 0, 0], [200, 0, 0])
+    assert read(red).shape == (1, 16, 16, 1) and abs(int(read(red)[0, 0, 0, 0]) - 60) <= 1  # the eye's weight of red
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.dtype(">u2"), np.int32, np.float32])
+def test_deeper_files_are_scaled_by_their_own_range(tmp_path, dtype):
+    deep = (RAMP.astype(np.int64) * 200 + 1000).astype(dtype)
+    scan = read(save(tmp_path / "deep.tif", deep))[0, ..., 0]
+    np.testing.assert_array_equal(scan, np.rint(RAMP / 240 * 255).astype(np.uint8))
+
+
+def test_a_deep_file_of_one_value_is_black(tmp_path):
+    assert not read(save(tmp_path / "flat.png", np.full((16, 16), 40000, np.uint16))).any()
+
+
+def test_other_sizes_are_resized_to_the_models(tmp_path):
+    big = np.kron(RAMP, np.ones((4, 4), dtype=np.uint8))[:40]
+    scan = read(save(tmp_path / "big.png", big))[0, ..., 0]
+    assert scan.shape == (16, 16) and np.abs(scan.astype(int) - RAMP).max() <= 4
+
+
+def test_a_folder_is_read_by_name_and_passes_other_files_over(tmp_path):
+    for name, value in (("b.PNG", 2), ("a.png", 1), ("c.jpeg", 3)):
+        save(tmp_path / name, np.full((16, 16), value * 50, np.uint8))
+    (tmp_path / "notes.txt").write_text("no scan")
+    names, scans = read_scans([str(tmp_path)], GREY)
+    assert names == ["a.png", "b.PNG", "c.jpeg"]
+    assert scans[:, 0, 0, 0].tolist() == [50, 100, 150]
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (3, 16, 16, 1), (3, 16, 16, 3), (3, 20, 24)])
+@pytest.mark.parametrize("model", [GREY, RGB])
+def test_npz_of_every_shape(tmp_path, shape, model):
+    np.savez(tmp_path / "new.npz", images=np.full(shape, 7, np.uint8) * np.arange(1, 4, dtype=np.uint8).reshape(
+        3, *[1] * (len(shape) - 1)))  # fmt: skip
+    names, scans = read_scans([str(tmp_path / "new.npz")], model)
+    assert names == ["new.npz[0]", "new.npz[1]", "new.npz[2]"]
+    assert scans.shape == (3, 16, 16, model.channels) and scans[:, 5, 5, 0].tolist() == [7, 14, 21]
+
+
+def test_several_sources_keep_their_order(tmp_path):
+    np.savez(tmp_path / "new.npz", images=np.zeros((2, 16, 16), np.uint8))
+    one = save(tmp_path / "one.png", RAMP)
+    names, scans = read_scans([str(one), str(tmp_path / "new.npz"), str(one)], GREY)
+    assert names == ["one.png", "new.npz[0]", "new.npz[1]", "one.png"]
+    np.testing.assert_array_equal(scans[3], scans[0])
+
+
+def bad_npz(folder: Path, **arrays: np.ndarray) -> Path:
+    np.savez(folder / "bad.npz", **arrays)
+    return folder / "bad.npz"
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-60])
+    return path
+
+
+def damaged(path: Path) -> Path:
+    """Turn bytes over inside the compressed array, so that the table at the file's end still fits."""
+    content = bytearray(path.read_bytes())
+    content[60:160] = bytes(255 - b for b in content[60:160])
+    path.write_bytes(bytes(content))
+    return path
+
+
+def compressed(path: Path) -> Path:
+    np.savez_compressed(path, images=np.random.default_rng(0).integers(0, 256, (4, 16, 16), dtype=np.uint8))
+    return path
+
+
+def single_array(path: Path) -> Path:
+    with path.open("wb") as file:
+        np.save(file, RAMP)
+    return path
+
+
+def text(path: Path) -> Path:
+    path.write_text("no image")
+    return path
+
+
+BAD = {
+    "float npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16))), "must be uint8 .*float64"),
+    "16-bit npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16), np.uint16)), "must be uint8 .*uint16"),
+    "four channels": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16, 4), np.uint8)), r"\[2, 16, 16, 4\]"),
+    "one image": (lambda f: bad_npz(f, images=RAMP), r"must be uint8 \[N,H,W\]"),
+    "no image": (lambda f: bad_npz(f, images=np.zeros((0, 16, 16), np.uint8)), "No scans were given"),
+    "no height": (lambda f: bad_npz(f, images=np.zeros((2, 0, 16), np.uint8)), r"\[2, 0, 16\]"),
+    "another name": (lambda f: bad_npz(f, train_images=RAMP), "no array `images`; it has: train_images"),
+    "pickled npz": (lambda f: bad_npz(f, images=np.array([{}], dtype=object)), "cannot be read"),
+    "cut npz": (lambda f: cut(bad_npz(f, images=np.zeros((2, 16, 16), np.uint8))), "cannot be read as an npz file"),
+    "damaged npz": (lambda f: damaged(compressed(f / "x.npz")), "cannot be read as an npz file"),
+    "npy named npz": (lambda f: single_array(f / "x.npz"), "single array"),
+    "text named npz": (lambda f: text(f / "x.npz"), "cannot be read as an npz file"),
+    "missing npz": (lambda f: f / "none.npz", "There is no file"),
+    "missing image": (lambda f: f / "none.png", "There is no file"),
+    "text": (lambda f: text(f / "x.png"), "cannot be read as an image"),
+    "cut png": (lambda f: cut(save(f / "x.png", np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8))),
+                "cannot be read as an image"),
+    "empty folder": (lambda f: f, "holds no image file"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_cannot_be_read_is_named(tmp_path, case):
+    make, message = BAD[case]
+    path = make(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_scans([str(path)], GREY)
+    assert path.name in str(caught.value) or case == "no image"
+
+
+def test_nothing_given():
+    with pytest.raises(DataError, match="No scans were given"):
+        read_scans([], GREY)
