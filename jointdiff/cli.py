@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Sequence
@@ -12,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jointdiff.config import Config, RunConfig, parse_run_config, to_mapping
-from jointdiff.errors import ConfigError, JointDiffError
+from jointdiff.errors import CheckpointError, ConfigError, JointDiffError
 from jointdiff.overrides import absolute_paths, parse_overrides
+from jointdiff.storage import writable, write_atomic
 
 if TYPE_CHECKING:  # torch takes seconds to import: a typo must not wait for it
     import torch
@@ -25,7 +27,7 @@ _KEYS = "run-config keys as KEY=VALUE (simulations/3_hospitals/README.md describ
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or the error's exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         options.command(options)
         return 0
@@ -37,6 +39,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         print("stopped by SIGINT.", file=sys.stderr)
         return 130
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line; KEY=VALUE may stand before and after options, which argparse alone does not take."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("keys" not in options or any(text.startswith("-") for text in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.keys = [*options.keys, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,11 +109,20 @@ def _open(options: argparse.Namespace) -> tuple[JointModel, Config, torch.device
     from jointdiff.model import JointModel
     from jointdiff.training import select_device
 
-    device = select_device(options.device)
+    device = select_device(parse_run_config({"device": options.device}).device)
     loaded = checkpoint.load(options.checkpoint)
     model = JointModel(loaded.config.model)
     checkpoint.load_into(model, options.checkpoint)
     return model.to(device).eval(), loaded.config, device
+
+
+def _check_denoises(config: Config) -> None:
+    """Refuse to draw or edit with a network that was never trained to denoise: the pictures would mean nothing."""
+    if not config.training.diffusion_weight:
+        raise CheckpointError(
+            f"The checkpoint was trained without the denoising loss (method {config.run.method}), so it can neither "
+            "draw nor edit scans: take one of method joint or two-stage."
+        )
 
 
 def _with_keys(config: Config, texts: Sequence[str]) -> Config:
@@ -136,6 +158,7 @@ def _predict(options: argparse.Namespace) -> None:
     from jointdiff.evaluation import predict
     from jointdiff.scans import read_scans
 
+    output = None if options.output == "-" else writable(options.output)
     model, config, device = _open(options)
     names, scans = read_scans(options.scans, config.model)
     probs = predict(model, scans, device=device)
@@ -151,16 +174,12 @@ def _predict(options: argparse.Namespace) -> None:
         else:
             decision = "; ".join(c for c, p in zip(classes, row, strict=True) if p > 0.5) or "none"
         rows.append([name, *(f"{p:.6f}" for p in row), decision])
-    if options.output == "-":
-        csv.writer(sys.stdout).writerows(rows)
-        return
-    import io
-
-    from jointdiff.storage import write_atomic
-
     text = io.StringIO()
     csv.writer(text).writerows(rows)
-    print(f"{len(names)} scans: {write_atomic(Path(options.output), text.getvalue())}")
+    if output is None:
+        print(text.getvalue(), end="")
+        return
+    print(f"{len(names)} scans: {write_atomic(output, text.getvalue())}")
 
 
 def _sample(options: argparse.Namespace) -> None:
@@ -172,11 +191,13 @@ def _sample(options: argparse.Namespace) -> None:
 
     if options.per_class < 1:
         raise ConfigError(f"--per-class must be at least 1, not {options.per_class}.")
+    output = writable(options.output)
     model, config, device = _open(options)
+    _check_denoises(config)
     targets = np.repeat(np.arange(config.model.num_outputs), options.per_class)
     generator = torch.Generator().manual_seed(options.seed)
     images = guided_samples(model, config, targets, device=device, generator=generator)
-    path = write_png(Path(options.output), grid(images, columns=options.per_class))
+    path = write_png(output, grid(images, columns=options.per_class))
     print(f"{len(images)} samples, one row per class: {path}")
 
 
@@ -184,12 +205,15 @@ def _explain(options: argparse.Namespace) -> None:
     from jointdiff.data import hospital_data
     from jointdiff.explanation import explain_site
 
+    folder = writable(Path(options.output, "index.html")).parent
     model, config, device = _open(options)
+    _check_denoises(config)
     config = _with_keys(config, options.keys)
+    if config.run.explain == 0:
+        raise ConfigError("explain=0 asks for no scan, and so did the checkpoint's run: give a number, as explain=64.")
     if not 1 <= options.hospital <= config.run.num_hospitals:
         raise ConfigError(f"--hospital must be 1 to {config.run.num_hospitals}, not {options.hospital}.")
     index = options.hospital - 1
-    folder = Path(options.output).expanduser().absolute()
     grades, count = explain_site(
         model, hospital_data(config.run, index), config, hospital_index=index, device=device, folder=folder
     )

@@ -37,9 +37,9 @@ class RunConfig:
     split_seed: int = 0  # drives partition and which labels are kept
     seed: int = 0  # drives initial weights and training
     method: str = "joint"  # joint | two-stage | fixmatch | supervised
-    num_rounds: int = 10
+    num_rounds: int = 12
     local_steps: int = 40  # optimiser steps per hospital and round
-    batch_size: int = 32  # images per step
+    batch_size: int = 24  # images per step
     strategy: str = "fedavg"
     model: str = "auto"  # a name in configs/model/; auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
@@ -83,7 +83,7 @@ class TrainingConfig:
     pseudo_policy: str = "freematch"  # fixed | freematch
     teacher: str = "global"  # global = server EMA, once per round | local = the model itself, every step
     threshold: float = 0.95  # of the fixed policy
-    pseudo_start_fraction: float = 0.6  # share of the rounds before pseudo-labels join
+    pseudo_start_fraction: float = 0.0  # share of the rounds before pseudo-labels join
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term

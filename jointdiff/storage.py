@@ -118,6 +118,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     _sync(path.parent)
 
 
+def writable(path: Path | str) -> Path:
+    """Return a file's absolute path if a file can be written there: for asking before long work, not after it.
+
+    Makes nothing: folders that are missing are made by whoever writes.
+
+    Raises:
+        RunError: A folder is there, or its folder cannot be written.
+    """
+    path = Path(os.path.abspath(os.path.expanduser(path)))
+    if path.is_dir():
+        raise RunError(f"{path} is a folder: name a file in it.")
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise RunError(f"{path} cannot be written: {error.strerror or error}. Choose another place.") from None
+    return path
+
+
 def write_atomic(path: Path, content: bytes | str) -> Path:
     """Write a whole file, or leave what was there: temporary file beside it, fsync, rename, fsync of the folder.
 

@@ -36,8 +36,10 @@ def select_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device '{name}' was asked for, but torch sees no GPU here: use device=auto or cpu.")
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name.startswith("cuda") and int(name.partition(":")[2] or 0) >= num_gpus:
+        found = f"{num_gpus} GPU(s), numbered from 0" if num_gpus else "no GPU"
+        raise ConfigError(f"device '{name}' was asked for, but torch sees {found} here: use device=auto or cpu.")
     return torch.device(name)
 
 
@@ -170,11 +172,12 @@ def train_round(
                 x = weak_view(sampler.take(sampler.draw(sampler.all, run.batch_size)), generator)
                 t = torch.randint(training.num_timesteps, (len(x),), generator=generator, device=device)
                 terms["loss_diffusion"] = _denoising_term(model, x, t, alpha_bar, training, generator)
+            views, num_labelled = [], 0
             if weights.label and len(sampler.labelled):
                 index = sampler.draw(sampler.labelled, min(training.labelled_batch, run.batch_size))
                 view = strong_view if training.labelled_view == "strong" else weak_view
-                logits = model.classify(view(sampler.take(index), generator))
-                terms["loss_class"] = losses.classification_loss(logits, sampler.labels[index]).mean()
+                views.append(view(sampler.take(index), generator))
+                labels, num_labelled = sampler.labels[index], len(index)
             if weights.pseudo and len(sampler.unlabelled):
                 index = sampler.draw(sampler.unlabelled, round(training.unlabelled_ratio * run.batch_size))
                 x = sampler.take(index)
@@ -183,8 +186,13 @@ def train_round(
                     pseudo, mask, thresholds = pseudo_labels.freematch(probs, thresholds, multi_label=multi_label)
                 else:
                     pseudo, mask = pseudo_labels.fixed(probs, threshold=training.threshold, multi_label=multi_label)
-                logits = model.classify(strong_view(x, generator))
-                terms["loss_pseudo"] = losses.pseudo_label_loss(logits, pseudo, mask).mean()
+                views.append(strong_view(x, generator))
+            # One pass for both kinds of views: GroupNorm looks at each image alone, so nothing changes but the time.
+            logits = model.classify(torch.cat(views)) if views else torch.zeros(0)
+            if num_labelled:
+                terms["loss_class"] = losses.classification_loss(logits[:num_labelled], labels).mean()
+            if len(logits) > num_labelled:
+                terms["loss_pseudo"] = losses.pseudo_label_loss(logits[num_labelled:], pseudo, mask).mean()
                 terms["pseudo_coverage"] = mask.mean()
                 terms["_pseudo_right"] = ((pseudo == truth[index]) * mask).mean()
         zero = torch.zeros((), device=device)

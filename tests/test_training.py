@@ -8,7 +8,7 @@ from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.data import hospital_data
 from jointdiff.errors import ConfigError
 from jointdiff.model import JointModel
-from jointdiff.training import learning_rate_at, select_device, term_weights, train_round
+from jointdiff.training import head_is_solved_after, learning_rate_at, select_device, term_weights, train_round
 
 RUN = RunConfig(num_rounds=4, local_steps=2, batch_size=4, num_labels=12, device="cpu")
 MODEL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 
 def config(**training):
-    return Config(run=RUN, model=MODEL, training=TrainingConfig(**training))
+    return Config(run=RUN, model=MODEL, training=TrainingConfig(**{"pseudo_start_fraction": 0.0, **training}))
 
 
 def fresh():
@@ -75,6 +75,23 @@ def test_the_warm_up_denoises_alone():
     assert [term_weights(config(warmup_fraction=0.5), r).label for r in (1, 2, 3, 4)] == [0, 0, 0.01, 0.01]
 
 
+def test_labels_come_before_pseudo_labels():
+    cfg = config(warmup_fraction=0.25, pseudo_start_fraction=0.75)
+    assert [term_weights(cfg, r).label > 0 for r in (1, 2, 3, 4)] == [False, True, True, True]
+    assert [term_weights(cfg, r).pseudo > 0 for r in (1, 2, 3, 4)] == [False, False, False, True]
+    never_before = config(warmup_fraction=0.5, pseudo_start_fraction=0.0)
+    assert [term_weights(never_before, r).pseudo > 0 for r in (1, 2, 3, 4)] == [False, False, True, True]
+
+
+def test_when_the_server_asks_for_head_sums():
+    def asked(**training):
+        return [r for r in range(5) if head_is_solved_after(r, config(**training))]
+
+    assert asked(head="ridge") == [1, 2, 3, 4]
+    assert asked(head="gradient", warmup_fraction=0.5) == [2]
+    assert asked(head="gradient", warmup_fraction=0.0) == [0]
+
+
 def test_the_loss_is_the_weighted_sum_of_its_terms():
     cfg = config(class_weight=0.5, pseudo_weight=0.25, warmup_fraction=0.0)
     m, _ = train(fresh(), cfg, 1)
@@ -108,7 +125,9 @@ def test_every_policy_and_teacher_learns_from_unlabelled_images(policy, teacher)
 def test_a_multi_label_rgb_round_runs():
     run = dataclasses.replace(RUN, dataset="phantom:multi-label")
     cfg = Config(
-        run=run, model=dataclasses.replace(MODEL, task="multi-label"), training=TrainingConfig(warmup_fraction=0)
+        run=run,
+        model=dataclasses.replace(MODEL, task="multi-label"),
+        training=TrainingConfig(warmup_fraction=0.0, pseudo_start_fraction=0.0),
     )
     model = JointModel(cfg.model)
     metrics, _ = train_round(
@@ -127,5 +146,10 @@ def test_the_learning_rate_rises_then_falls_to_nothing():
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert select_device("auto") == CPU
-    with pytest.raises(ConfigError, match="device 'cuda:1' was asked for"):
+    with pytest.raises(ConfigError, match=r"device 'cuda:1' was asked for, but torch sees no GPU"):
+        select_device("cuda:1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert select_device("cuda:0") == torch.device("cuda", 0)
+    with pytest.raises(ConfigError, match=r"sees 1 GPU\(s\), numbered from 0"):
         select_device("cuda:1")

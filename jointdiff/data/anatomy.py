@@ -93,6 +93,7 @@ def draw_patients(num: int, rng: np.random.Generator) -> Patients:
 class Lesions:
     """One lesion per patient, float32 [N]."""
 
+    side: np.ndarray  # one of SIDES
     x: np.ndarray
     y: np.ndarray
     radius: np.ndarray
@@ -104,17 +105,24 @@ class Lesions:
         return Lesions(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
-def draw_lesions(patients: Patients, rng: np.random.Generator) -> Lesions:
-    """Draw a lesion for every patient, uniformly over what is well inside the lungs, away from heart and diaphragm."""
+def draw_lesions(patients: Patients, rng: np.random.Generator, other: Lesions | None = None) -> Lesions:
+    """Draw a lesion for every patient, uniformly over what is well inside the lungs, away from heart and diaphragm.
+
+    Args:
+        other: Lesions to stay clear of: these lie in the other lung.
+    """
     num, tries = len(patients.centre), 24
-    side = rng.choice(SIDES, num).astype(np.float32)[:, None]
+    side = rng.choice(SIDES, num).astype(np.float32)
+    if other is not None:
+        side = -other.side
     u, v = rng.uniform(-1, 1, (2, num, tries)).astype(np.float32)
-    x = patients.centre[:, None] + side * patients.lung_x[:, None] + u * patients.lung_rx[:, None]
+    x = patients.centre[:, None] + (side * patients.lung_x)[:, None] + u * patients.lung_rx[:, None]
     y = patients.lift[:, None] - 0.05 + v * patients.lung_ry[:, None]
     depth = lung_depth_at(patients, x[:, None, :], y[:, None, :])[:, 0]
     first = np.argmax(depth > 0.85, axis=1)
     rows = np.arange(num)
     return Lesions(
+        side=side,
         x=x[rows, first],
         y=y[rows, first],
         radius=rng.uniform(0.24, 0.31, num).astype(np.float32),

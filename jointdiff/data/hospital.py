@@ -117,7 +117,7 @@ def _hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
     if run.partition == "scanner":
         scanner = draw_scanner(hospital_index, seed=run.split_seed)
         parts = {
-            name: part and render_set(part, scanner, seed=run.split_seed + number)
+            name: part and render_set(part, scanner, seed=(run.split_seed, hospital_index, number))
             for number, (name, part) in enumerate(parts.items())
         }
     return HospitalData(info=data.info, hidden_labels=hidden_labels, **parts)  # type: ignore[arg-type]

@@ -67,7 +67,8 @@ def draw_scans(info: DatasetInfo, num: int, rng: np.random.Generator) -> ImageSe
     """Draw `num` scans with labels, masks and healthy twins."""
     labels = _draw_labels(info, num, rng)
     patients = anatomy.draw_patients(num, rng)
-    lesions = [anatomy.draw_lesions(patients, rng) for _ in anatomy.LESION_KINDS]
+    first = anatomy.draw_lesions(patients, rng)
+    lesions = (first, anatomy.draw_lesions(patients, rng, other=first))
     size = info.image_size
     images = np.empty((num, size, size, info.channels), dtype=np.uint8)
     twins = np.empty_like(images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +33,7 @@ def draw_scanner(hospital_index: int, *, seed: int) -> Scanner:
     )
 
 
-def render(images: np.ndarray, scanner: Scanner, *, seed: int) -> np.ndarray:
+def render(images: np.ndarray, scanner: Scanner, *, seed: int | Sequence[int]) -> np.ndarray:
     """Return `images` (uint8 [N, H, W, C]) as the scanner shows them; `seed` draws the noise, image by image."""
     rng = np.random.default_rng(seed)
     size = images.shape[1]
@@ -47,7 +48,7 @@ def render(images: np.ndarray, scanner: Scanner, *, seed: int) -> np.ndarray:
     return result
 
 
-def render_set(data: ImageSet, scanner: Scanner, *, seed: int) -> ImageSet:
+def render_set(data: ImageSet, scanner: Scanner, *, seed: int | Sequence[int]) -> ImageSet:
     """Return the set as the scanner shows it. A twin still differs in its mask alone, which the blur widens."""
     images = render(data.images, scanner, seed=seed)
     if data.twins is None or data.masks is None:

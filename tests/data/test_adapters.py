@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from jointdiff.data import MULTI_LABEL, Dataset, dataset_info, known_names, load_dataset
+from jointdiff.data import MULTI_LABEL, Dataset, dataset_info, known_names, load_dataset, phantom
 from jointdiff.data import medmnist as adapter
 from jointdiff.errors import ConfigError
 
@@ -25,14 +26,19 @@ def real_scans() -> Path:
 
 
 @pytest.fixture(params=KINDS)
-def keys(request: pytest.FixtureRequest) -> dict:
-    """The run-config keys that name one data set of each kind."""
+def keys(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict]:
+    """The run-config keys that name one data set of each kind; phantoms in small numbers."""
+    for split in phantom.SPLIT_SIZES:
+        monkeypatch.setitem(phantom.SPLIT_SIZES, split, 40)
+    load_dataset.cache_clear()
     if request.param == "npz":
         path = request.getfixturevalue("write_arrays")()
-        return {"name": f"npz:{path}", "image_size": 12}
-    if request.param == "pneumoniamnist":
-        return {"name": request.param, "data_root": str(real_scans())}
-    return {"name": request.param}
+        yield {"name": f"npz:{path}", "image_size": 12}
+    elif request.param == "pneumoniamnist":
+        yield {"name": request.param, "data_root": str(real_scans())}
+    else:
+        yield {"name": request.param}
+    load_dataset.cache_clear()
 
 
 def test_arrays_are_what_the_description_says(keys: dict) -> None:
