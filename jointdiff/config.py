@@ -81,7 +81,7 @@ class TrainingConfig:
     pseudo_weight: float = 0.01  # w_u
     warmup_fraction: float = 0.5  # share of the rounds with the denoising loss alone
     pseudo_policy: str = "freematch"  # fixed | freematch
-    teacher: str = "global"  # global = server EMA, once per round | local = the model itself, every step
+    teacher: str = "global"  # local = the model itself at every step | global = the weights sent, once a round
     threshold: float = 0.95  # of the fixed policy
     pseudo_start_fraction: float = 0.0  # share of the rounds before pseudo-labels join
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term

@@ -1,7 +1,7 @@
 """The exceptions a user may see. Each text says what is wrong, the value, and what to do.
 
 Nothing here may carry an image, a patient's label, a file name below a site's data folder, or such a path:
-exceptions can travel to the server (docs/threat-model).
+exceptions can travel to the server (docs/hospital-it.md).
 """
 
 from __future__ import annotations

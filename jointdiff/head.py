@@ -37,6 +37,12 @@ def _unpack(packed: np.ndarray, size: int) -> np.ndarray:
     return full
 
 
+def standardisation_sums(features: np.ndarray) -> dict[str, np.ndarray]:
+    """Return one hospital's sums over features [N,D] that mean and scale follow from: no label is in them."""
+    x = features.astype(np.float64)
+    return {"count": np.array(float(len(x))), "sum": x.sum(axis=0), "squares": (x**2).sum(axis=0)}
+
+
 def head_sums(
     features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, num_outputs: int
 ) -> dict[str, np.ndarray]:
@@ -48,7 +54,7 @@ def head_sums(
         labels: Of these, int64 [M] or [M,K].
     """
     x, labelled = features.astype(np.float64), labelled.astype(np.float64)
-    sums = {"count": np.array(float(len(x))), "sum": x.sum(axis=0), "products": _pack(x.T @ x)}
+    sums = standardisation_sums(x) | {"products": _pack(x.T @ x)}
     targets = np.eye(num_outputs)[labels] if labels.ndim == 1 else labels.astype(np.float64)
     if labels.ndim == 1:
         groups = [labelled[targets[:, k] == 1] for k in range(num_outputs)]
@@ -91,11 +97,11 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
     ridge, multi_label = config.training.ridge, config.model.task == "multi-label"
     n = float(sums["count"])
     mean = sums["sum"] / n
-    covariance = _unpack(sums["products"], len(mean)) / n - np.outer(mean, mean)
-    scale = np.sqrt(np.clip(np.diag(covariance), 1e-6, None))
+    scale = np.sqrt(np.clip(sums["squares"] / n - mean**2, 1e-6, None))
     standardisation = {"head.mean": torch.from_numpy(mean).float(), "head.scale": torch.from_numpy(scale).float()}
     if config.training.head == "gradient":
         return standardisation
+    covariance = _unpack(sums["products"], len(mean)) / n - np.outer(mean, mean)
     covariance = covariance / np.outer(scale, scale)
     counts, group_sum, group_products = (
         sums["group_count"],
@@ -143,6 +149,8 @@ def head_statistics(
     """
     train, views = data.train, config.training.head_views
     features = extract_features(model, train.images, device=device).cpu().numpy()
+    if config.training.head == "gradient":
+        return standardisation_sums(features)
     rows = np.flatnonzero(train.labelled)
     if not views or not len(rows):
         return head_sums(features, features[rows], train.labels[rows], config.model.num_outputs)

@@ -89,7 +89,7 @@ def merge_sample_grades(parts: Iterable[Mapping[str, float]], class_names: Itera
     """Return the mean over the hospitals that graded, with errors combined as of independent estimates.
 
     Returns:
-        num_samples, referee_agreement, feature_net, and kid: {class name: {samples | real | noise: [value, error]}};
+        num_samples, referee_agreement, and kid: {class name: {samples | real | noise: [value, error]}};
         empty where nobody graded.
     """
     known = [p for p in parts if PREFIX + "num" in p]

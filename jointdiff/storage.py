@@ -75,7 +75,7 @@ def create_run(home_folder: Path, run_name: str) -> Path:
     except FileExistsError as error:
         raise RunError(
             f"A run named '{run_name}' is there already: {folder}. Nothing was touched. "
-            "Choose another run-name, or carry that run on with `resume`."
+            "Choose another run-name: there is no `resume` yet."
         ) from error
     except OSError as error:
         raise RunError(

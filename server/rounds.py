@@ -21,7 +21,7 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
 from jointdiff.grading import merge_grades
-from jointdiff.head import head_sums, solve_head
+from jointdiff.head import head_sums, solve_head, standardisation_sums
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions
 from jointdiff.record import Listener, RunRecord
@@ -147,6 +147,8 @@ class Federation:
         no_labels = np.zeros((0, model.num_outputs) if model.task == "multi-label" else 0, np.int64)
         no_images = np.zeros((0, len(self.weights["head.mean"])))
         like = head_sums(no_images, no_images, no_labels, model.num_outputs)
+        if self.config.training.head == "gradient":
+            like = standardisation_sums(no_images)
         total = WeightedSum()
 
         def add(_: Reply, tensors: Tensors) -> None:

@@ -77,8 +77,8 @@ def check(run: RunConfig) -> Config:
     """
     if storage.run_path(Path(run.home), run.run_name).exists():
         raise RunError(
-            f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name, or carry that run "
-            "on with `resume`."
+            f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name: "
+            "there is no `resume` yet."
         )
     if run.sites_home:
         storage.home(run.sites_home)

@@ -75,6 +75,17 @@ def tiny_run(tiny_files: Path, tmp_path: Path) -> Callable[..., RunConfig]:
     return make
 
 
+@pytest.fixture
+def quick_referee(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The referee of explanations and samples is trained for two steps: its word is worth nothing, but it is quick."""
+    from jointdiff.referee import train_referee
+
+    def train(_home: Path, train: Any, num_outputs: int, task: str, **_: Any) -> Any:
+        return train_referee(train, num_outputs, task, steps=2)
+
+    monkeypatch.setattr("jointdiff.sample_grades.cached_referee", train)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what this machine cannot do; `-m` chooses before that."""
     for item in items:

@@ -21,7 +21,6 @@ from jointdiff.data import load_dataset
 from jointdiff.evaluation import predict
 from jointdiff.events import read_events
 from jointdiff.model import JointModel
-from jointdiff.referee import train_referee
 
 CPU = torch.device("cpu")
 
@@ -68,14 +67,6 @@ def trained(keys, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def best(trained) -> Path:
     return trained / "checkpoints" / "best.safetensors"
-
-
-@pytest.fixture
-def quick_referee(monkeypatch) -> None:
-    monkeypatch.setattr(
-        "jointdiff.sample_grades.cached_referee",
-        lambda _home, train, num_outputs, task, **_: train_referee(train, num_outputs, task, steps=2),
-    )
 
 
 def untrained(path: Path, keys: dict[str, object], *, task="multi-class", bias=(0.0, 0.0), **changes: object) -> Path:

@@ -69,6 +69,15 @@ def test_each_finding_of_a_multi_label_task_has_its_own_solution():
     assert ((out[:, 1] > 0).numpy() == (x[:, 1] > 1)).mean() > 0.9
 
 
+def test_a_gradient_head_gets_the_standardisation_alone():
+    x, _, y = draw()
+    config = dataclasses.replace(MULTI_CLASS, training=TrainingConfig(head="gradient"))
+    solved = solve_head(head_sums(x, y, 2), config)
+    assert set(solved) == {"head.mean", "head.scale"}
+    np.testing.assert_allclose(solved["head.mean"].numpy(), x.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(solved["head.scale"].numpy(), x.std(0), rtol=1e-5)
+
+
 def test_a_hospital_without_labels_changes_the_standardisation_alone():
     x, _, y = draw()
     nobody = np.full(100, -1)

@@ -16,7 +16,7 @@ SPLIT_SIZES = {"train": 3000, "val": 500, "test": 600}
 ILL_FRACTION = 0.45
 VARIANTS = ("", "rgb", "3-classes", "multi-label")
 NOISE = 0.02  # standard deviation of the sensor's noise, of the full range
-_CHUNK_PIXELS = 2**19  # painted at once: bounds the memory, whatever the size of the images
+_CHUNK_PIXELS = 2**17  # painted at once: bounds the memory, whatever the size of the images
 
 
 def phantom_info(variant: str = "", *, image_size: int = 28) -> DatasetInfo:

@@ -77,7 +77,7 @@ def test_evaluate_sends_statistics_of_the_test_images_and_no_image(ask, config):
     assert finished["num_images"] == report.num_images == len(hospital_data(config.run, 1).test)
 
 
-def test_explain_writes_the_gallery_at_the_site_and_sends_numbers_alone(ask, config, tmp_path):
+def test_explain_writes_the_gallery_at_the_site_and_sends_numbers_alone(ask, config, tmp_path, quick_referee):
     report, tensors = client_round.run(ask(protocol.EXPLAIN, 2), initial_weights(config))
     assert (tmp_path / "site" / "explanations" / "tiny" / "index.html").is_file()
     assert report.num_images == 3 and not tensors

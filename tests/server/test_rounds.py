@@ -84,14 +84,14 @@ def same(a, b) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_leaves_what_the_contract_says(tiny_run):
-    run = tiny_run(explain=2)
+def test_a_run_leaves_what_the_contract_says(tiny_run, quick_referee):
+    run = tiny_run(explain=2, method="two-stage")
     folder, events = run_with(run)
     config = Config.from_dict(yaml.safe_load((folder / "config.yaml").read_text()))
     assert config.run == run and config.model.num_outputs == 2
     order = [e["event"] for e in events if e["event"] != "hospital_replied"]
     a_round = ["round_started", "round_aggregated", "evaluated", "checkpoint_saved", "checkpoint_saved"]
-    assert order == ["run_started", *a_round, *a_round, "sampled", "explained", "run_finished"]
+    assert order == ["run_started", *a_round, *a_round, "explained", "sampled", "run_finished"]
     kinds = [e["kind"] for e in of(events, "hospital_replied", hospital="hospital-3")]
     assert kinds == ["describe", *2 * ["train", "head", "evaluate"], "explain"]
     train = of(events, "hospital_replied", kind="train")[0]
@@ -250,7 +250,18 @@ def test_explanations_that_fail_do_not_lose_the_run(tiny_run):
 def test_a_model_that_never_learned_to_denoise_neither_draws_nor_edits(tiny_run):
     folder, events = run_with(tiny_run(num_rounds=1, explain=2, method="supervised"))
     assert not of(events, "sampled") and not of(events, "explained") and not (folder / "samples.png").exists()
-    assert not of(events, "hospital_replied", kind="head") and of(events, "run_finished")
+    assert of(events, "run_finished")
+
+
+@pytest.mark.parametrize(("warmup_rounds", "asked_in"), [(0, 0), (1, 1), (2, 2)])
+def test_a_gradient_head_is_standardised_once_when_the_label_term_starts(tiny_run, tmp_path, warmup_rounds, asked_in):
+    preset = tmp_path / "gradient.yaml"
+    preset.write_text(f"head: gradient\nwarmup-fraction: {warmup_rounds / 2}\nema-decay: 0.0\n")
+    folder, events = run_with(tiny_run(preset=str(preset)))
+    replies = of(events, "hospital_replied", kind="head")
+    assert [(e["round"], e["hospital"]) for e in replies] == [(asked_in, f"hospital-{k}") for k in (1, 2, 3)]
+    head = last_weights(folder)
+    assert head["head.scale"].std() > 0  # not the ones it was made with
 
 
 def test_an_interrupted_run_says_so(tiny_run):
