@@ -1,8 +1,8 @@
 """Compare methods paired over label draws: `python -m simulations.compare --split-seeds 0-9 --run-config "..."`.
 
 Every run goes through the same server and client code in one process. A finished run is found by its name and not
-repeated, so an interrupted comparison goes on where it stopped. The evaluation split is read as each run reads it; choose
-settings with eval-split=val and other split-seeds, then run the table once.
+repeated, so an interrupted comparison goes on where it stopped. The evaluation split is read as each run reads it:
+choose settings with eval-split=val and other split-seeds, then run the table once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,9 @@ PIXELS = "pixels"  # logistic regression on pixels, all hospitals' kept labels i
 METHODS = ("joint", "two-stage", "fixmatch", "supervised", PIXELS)
 METRICS = ("auc", "balanced_accuracy")
 # Two-sided 95% quantiles of Student's t by degrees of freedom; beyond the table the normal quantile.
-_T95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09)
+_T95 = (
+    12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10, 2.09,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
