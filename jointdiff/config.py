@@ -37,8 +37,8 @@ class RunConfig:
     split_seed: int = 0  # drives partition and which labels are kept
     seed: int = 0  # drives initial weights and training
     method: str = "joint"  # joint | two-stage | fixmatch | supervised
-    num_rounds: int = 12
-    local_steps: int = 40  # optimiser steps per hospital and round
+    num_rounds: int = 16
+    local_steps: int = 25  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
     strategy: str = "fedavg"
     model: str = "auto"  # a name in configs/model/; auto = by image-size
@@ -87,14 +87,14 @@ class TrainingConfig:
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
-    head: str = "ridge"  # ridge = solved on merged sums after every round | gradient = learned from the warm-up's end
+    head: str = "ridge"  # ridge = solved on merged sums after every round, learned between | gradient = learned
     ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3
     lr_warmup_fraction: float = 0.05
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # norm; 0 disables
-    ema_decay: float = 0.5  # of the server's average over rounds; 0 disables
+    ema_decay: float = 0.25  # of the server's average over rounds; 0 disables
     autocast: str = "auto"  # auto | bf16 | off
 
 

@@ -44,7 +44,7 @@ def standardisation_sums(features: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def head_sums(
-    features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, num_outputs: int
+    features: np.ndarray, labelled: np.ndarray, labels: np.ndarray, num_outputs: int, *, clean: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Return the sums of one hospital, in float64; two hospitals' add up to those of their pooled images.
 
@@ -52,14 +52,15 @@ def head_sums(
         features: Of all training images, [N,D]: they set the standardisation.
         labelled: Features of the labelled images, or of several views of each, [M,D]: they are regressed on.
         labels: Of these, int64 [M] or [M,K].
+        clean: Features of the same images without augmentation, [M,D]: they set the thresholds. None = `labelled`.
     """
     x, labelled = features.astype(np.float64), labelled.astype(np.float64)
     sums = standardisation_sums(x) | {"products": _pack(x.T @ x)}
     targets = np.eye(num_outputs)[labels] if labels.ndim == 1 else labels.astype(np.float64)
-    if labels.ndim == 1:
-        groups = [labelled[targets[:, k] == 1] for k in range(num_outputs)]
-    else:
-        groups = [labelled]
+    of_class = targets.T == 1 if labels.ndim == 1 else np.ones((1, len(labelled)), bool)
+    groups = [labelled[rows] for rows in of_class]
+    clean = labelled if clean is None else clean.astype(np.float64)
+    sums["clean_sum"] = np.stack([clean[rows].sum(axis=0) for rows in of_class])
     sums["group_count"] = np.array([float(len(g)) for g in groups])
     sums["group_sum"] = np.stack([g.sum(axis=0) for g in groups])
     sums["group_products"] = _pack(np.stack([g.T @ g for g in groups]))
@@ -125,7 +126,13 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
         cross = class_means.T * y_mean - np.outer(x_mean, y_mean)
     weight = np.linalg.solve(gram + ridge * np.eye(len(gram)), cross)
     bias = y_mean - x_mean @ weight
-    if not multi_label:  # softmax ignores what all logits share
+    if not multi_label:
+        # The views give the direction; the images as they are give the thresholds, halfway between the class means.
+        clean_means = (
+            np.where(present[:, None], sums["clean_sum"] / np.clip(counts, 1, None)[:, None] - mean, 0) / scale
+        )
+        bias = y_mean - (np.where(present, 1 / max(1, present.sum()), 0) @ clean_means) @ weight
+        # Softmax ignores what all logits share.
         weight, bias = weight - weight.mean(axis=1, keepdims=True), bias - bias.mean()
         spread = np.sqrt(np.einsum("dk,de,ek->", weight, covariance, weight) / max(1, weight.shape[1] - 1))
         factor = LOGIT_SPREAD / max(float(spread), 1e-12) / np.sqrt(2)
@@ -161,4 +168,5 @@ def head_statistics(
         for start in range(0, len(seen), 256):
             x = to_network(train.images[seen[start : start + 256]], device)
             parts.append(model.features(strong_view(x, generator)).cpu().numpy())
-    return head_sums(features, np.concatenate(parts), train.labels[seen], config.model.num_outputs)
+    labels = train.labels[seen]
+    return head_sums(features, np.concatenate(parts), labels, config.model.num_outputs, clean=features[seen])

@@ -87,10 +87,11 @@ def num_warmup_rounds(config: Config) -> int:
 def head_is_solved_after(round_number: int, config: Config) -> bool:
     """Return whether the server asks for head statistics after a round (0 = before the first).
 
-    A ridge head is solved after every round. A gradient head gets its standardisation once, when the label term starts.
+    A ridge head is solved before the first round and after every one, and learns on in between. A gradient head gets
+    its standardisation once, when the label term starts.
     """
     if config.training.head == "ridge":
-        return round_number > 0
+        return True
     return round_number == num_warmup_rounds(config)
 
 
@@ -153,12 +154,10 @@ def train_round(
 
     # Channels last: 1.4 times faster convolutions in fp32 on the CPU here, the usual choice on a GPU.
     model.to(memory_format=torch.channels_last)
-    solved = training.head == "ridge"
-    learned = [p for name, p in model.named_parameters() if not (solved and name.startswith("head."))]
+    learned = list(model.parameters())
     optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True)
     _load_moments(optimizer, state)
     model.train()
-    model.head.requires_grad_(not solved)
 
     sums: dict[str, torch.Tensor] = {}
     rate = 0.0

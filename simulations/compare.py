@@ -17,10 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from jointdiff import storage
-from jointdiff.config import RunConfig, parse_run_config, to_mapping
+from jointdiff.config import RunConfig, parse_run_config, resolve, to_mapping
+from jointdiff.data import dataset_info, hospital_data
 from jointdiff.errors import ConfigError, JointDiffError
+from jointdiff.events import read_events
 from jointdiff.overrides import absolute_paths, parse_overrides
 
 PIXELS = "pixels"  # logistic regression on pixels, all hospitals' kept labels in one place
@@ -77,11 +80,17 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def run_one(run: RunConfig, method: str, name: str) -> Row:
-    """Return one run's result, from its folder if it has finished before."""
+    """Return one run's result, from its folder if it has finished before.
+
+    Raises:
+        ConfigError: A run of that name has finished, with other settings.
+    """
     folder = Path(run.home, "runs", name)
     if method == PIXELS:
         return _pixels(run)
-    if not _finished(folder):
+    if _finished(folder):
+        _check_same(folder, replace(run, method=method, run_name=name))
+    else:
         from simulations.local import run_local
 
         if folder.exists():  # interrupted: it starts again under the same name
@@ -94,15 +103,25 @@ def run_one(run: RunConfig, method: str, name: str) -> Row:
 
 
 def _finished(folder: Path) -> bool:
-    from jointdiff.events import read_events
-
     path = folder / "events.jsonl"
     return path.is_file() and any(event["event"] == "run_finished" for event in read_events(path))
 
 
-def _seconds(folder: Path) -> float:
-    from jointdiff.events import read_events
+def _check_same(folder: Path, run: RunConfig) -> None:
+    """Refuse to take an old run's numbers for those of a run with other settings, presets included."""
+    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    wanted = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task).to_dict()
+    found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    for section, values in wanted.items():
+        for key, value in values.items():
+            if found.get(section, {}).get(key) != value:
+                raise ConfigError(
+                    f"{folder} has finished with {section} {key}={found.get(section, {}).get(key)!r}, now {value!r} is "
+                    "asked for: give another --name, or remove that folder."
+                )
 
+
+def _seconds(folder: Path) -> float:
     (end,) = (e for e in read_events(folder / "events.jsonl") if e["event"] == "run_finished")
     return float(end["duration_s"])
 
@@ -110,8 +129,6 @@ def _seconds(folder: Path) -> float:
 def _pixels(run: RunConfig) -> Row:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-
-    from jointdiff.data import hospital_data
 
     parts = [hospital_data(run, k) for k in range(run.num_hospitals)]
     if parts[0].info.num_outputs != 2 or parts[0].info.task != "multi-class":
@@ -137,16 +154,16 @@ def table(rows: Sequence[Row], metric: str) -> str:
     columns = {m: [values[m][s] for s in seeds] for m in methods}
     sd = {m: float(np.std(c, ddof=1)) if len(c) > 1 else math.nan for m, c in columns.items()}
     lines.append("| **mean (sd)** | " + " | ".join(f"{np.mean(columns[m]):.3f} ({sd[m]:.3f})" for m in methods) + " |")
-    cells = ["|"]
+    cells = [""]  # nothing to compare the first with
     for other in methods[1:]:
         gaps = [a - b for a, b in zip(columns[methods[0]], columns[other], strict=True)]
-        cells.append(f"{np.mean(gaps):+.3f} +- {half_width_95(gaps):.3f} |")
-    lines.append(f"| {methods[0]} minus it, 95% | " + " ".join(cells).removeprefix("| ") if len(methods) > 1 else "")
+        cells.append(f"{np.mean(gaps):+.3f} +- {half_width_95(gaps):.3f}")
+    lines.append(f"| {methods[0]} minus it, 95% | " + " | ".join(cells) + " |")
     first = {m: next(r for r in rows if r.method == m) for m in methods}
     lines.append("| steps per hospital | " + " | ".join(str(first[m].steps) for m in methods) + " |")
     seconds = {m: np.median([r.seconds for r in rows if r.method == m]) for m in methods}
     lines.append("| seconds (median) | " + " | ".join(f"{seconds[m]:.0f}" for m in methods) + " |")
-    return "\n".join(line for line in lines if line)
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

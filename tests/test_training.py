@@ -58,13 +58,20 @@ def test_the_state_carries_the_optimiser_from_round_to_round():
     assert not torch.equal(model.unet.conv_in.weight, again.unet.conv_in.weight)
 
 
-def test_a_solved_head_is_not_touched_and_a_learned_one_is():
-    solved, learned = fresh(), fresh()
-    before = solved.head.linear.weight.detach().clone()
-    train(solved, config(head="ridge", warmup_fraction=0.0), 1)
-    train(learned, config(head="gradient", warmup_fraction=0.0), 1)
-    assert torch.equal(solved.head.linear.weight, before)
-    assert not torch.equal(learned.head.linear.weight, before)
+def test_the_head_learns_where_labels_count_and_only_there():
+    two_stage, joint = fresh(), fresh()
+    before = two_stage.head.linear.weight.detach().clone()
+    train(two_stage, config(class_weight=0.0, pseudo_weight=0.0, warmup_fraction=0.0), 1)
+    train(joint, config(warmup_fraction=0.0), 1)
+    assert torch.equal(two_stage.head.linear.weight, before)
+    assert not torch.equal(joint.head.linear.weight, before)
+
+
+def test_when_the_server_asks_for_head_statistics():
+    assert [head_is_solved_after(r, config(head="ridge")) for r in range(4)] == [True] * 4
+    gradient = config(head="gradient", warmup_fraction=0.5)
+    assert [head_is_solved_after(r, gradient) for r in range(4)] == [False, False, True, False]
+    assert head_is_solved_after(0, config(head="gradient", warmup_fraction=0.0))
 
 
 def test_the_warm_up_denoises_alone():
@@ -81,15 +88,6 @@ def test_labels_come_before_pseudo_labels():
     assert [term_weights(cfg, r).pseudo > 0 for r in (1, 2, 3, 4)] == [False, False, False, True]
     never_before = config(warmup_fraction=0.5, pseudo_start_fraction=0.0)
     assert [term_weights(never_before, r).pseudo > 0 for r in (1, 2, 3, 4)] == [False, False, True, True]
-
-
-def test_when_the_server_asks_for_head_sums():
-    def asked(**training):
-        return [r for r in range(5) if head_is_solved_after(r, config(**training))]
-
-    assert asked(head="ridge") == [1, 2, 3, 4]
-    assert asked(head="gradient", warmup_fraction=0.5) == [2]
-    assert asked(head="gradient", warmup_fraction=0.0) == [0]
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms():

@@ -92,9 +92,10 @@ def hanging(tmp_path: Path, stand_in: Path) -> Iterator[tuple[subprocess.Popen[s
         launcher.wait()
 
 
-def test_two_rounds_from_the_command_to_the_report(tmp_path: Path) -> None:
+def test_two_rounds_from_the_command_to_the_report(tmp_path: Path, tiny_files: Path) -> None:
     home = tmp_path / "home"
-    settings = "run-name=tiny num-rounds=2 local-steps=2 explain=2 num-hospitals=2 num-labels=8"
+    settings = "run-name=tiny num-rounds=2 local-steps=2 explain=2 num-hospitals=2 num-labels=8 batch-size=4 "
+    settings += f"dataset=npz:{tiny_files / 'data.npz'} image-size=16 model={tiny_files / 'model.yaml'}"
     launcher = start(home, "3_hospitals", settings)
     out, _ = launcher.communicate(timeout=500)
     assert launcher.returncode == 0, out

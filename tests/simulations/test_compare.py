@@ -1,0 +1,91 @@
+"""Comparisons of methods over label draws: paired, not repeated, and never mixed with runs of other settings."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+import numpy as np
+import pytest
+
+from simulations.compare import Row, half_width_95, main, parse_seeds, table
+
+ROWS = [
+    Row("joint", 0, 0.90, 0.8, 400, 10.0), Row("supervised", 0, 0.80, 0.7, 400, 5.0),
+    Row("joint", 1, 0.94, 0.9, 400, 12.0), Row("supervised", 1, 0.80, 0.6, 400, 6.0),
+    Row("joint", 2, 0.99, 0.9, 400, 12.0),  # its partner is missing: no pair
+]  # fmt: skip
+
+
+def cells(text: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    assert len({len(row) for row in rows}) == 1, "every row has every column"
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_table_pairs_draws_and_stands_in_its_columns():
+    got = cells(table(ROWS, "auc"))
+    assert got["split-seed"] == ["joint", "supervised"]
+    assert got["0"] == ["0.900", "0.800"] and "2" not in got
+    assert got["**mean (sd)**"] == ["0.920 (0.028)", "0.800 (0.000)"]
+    assert got["joint minus it, 95%"] == ["", "+0.120 +- 0.254"]  # t(1) = 12.71, sd .0283 over sqrt(2)
+    assert got["steps per hospital"] == ["400", "400"]
+
+
+def test_the_interval_is_students_and_unknown_for_one_draw():
+    assert half_width_95([0.5]) == math.inf
+    values = np.random.default_rng(0).normal(size=10)
+    assert half_width_95(values) == pytest.approx(2.26 * values.std(ddof=1) / math.sqrt(10))
+
+
+@pytest.fixture
+def compare(tiny_run, capsys):
+    """A function that runs a comparison on tiny runs; returns code, output and errors."""
+    run = tiny_run()
+
+    def call(*arguments: str, keys: str = "") -> tuple[int, str, str]:
+        base = f"dataset={run.dataset} image-size=16 model={run.model} num-labels=12 num-rounds=1 local-steps=1 "
+        base += f"batch-size=4 device=cpu explain=0 home={run.home} " + keys
+        capsys.readouterr()
+        return (main(["-c", base, *arguments]), *capsys.readouterr())
+
+    return call
+
+
+def test_finished_runs_are_taken_and_others_are_done_again(compare, tiny_run, tmp_path, monkeypatch):
+    methods = ["--methods", "joint,supervised,pixels", "--split-seeds", "0,1", "--csv", str(tmp_path / "rows.csv")]
+    code, first, error = compare(*methods)
+    assert code == 0, error
+    rows = list(csv.DictReader((tmp_path / "rows.csv").open()))
+    assert [(r["method"], r["split_seed"]) for r in rows] == [
+        (m, s) for s in "01" for m in ("joint", "supervised", "pixels")
+    ]
+    runs = tmp_path / "home" / "runs"
+    done = []
+    monkeypatch.setattr("server.rounds.Federation.round", lambda *_: done.append(1) or pytest.fail("trained again"))
+    code, again, _ = compare(*methods)
+    assert code == 0 and not done
+    assert again.split("\nauc")[1].split("| seconds")[0] == first.split("\nauc")[1].split("| seconds")[0]
+    monkeypatch.undo()
+    diary = runs / "compare-joint-1" / "events.jsonl"
+    diary.write_text("".join(line for line in diary.open() if "run_finished" not in line))
+    assert compare(*methods)[0] == 0
+    assert "run_finished" in diary.read_text() and len(list(runs.glob("compare-joint-1.broken-*"))) == 1
+
+
+def test_an_old_run_with_other_settings_is_no_result(compare):
+    choice = ["--methods", "joint", "--split-seeds", "0"]
+    assert compare(*choice)[0] == 0
+    code, _, error = compare(*choice, keys="local-steps=2")
+    assert code == 2 and "local-steps=1, now 2 is asked for: give another --name" in error
+    assert compare(*choice, "--name", "other", keys="local-steps=2")[0] == 0
+
+
+def test_bad_requests_are_one_line(compare):
+    for arguments, message in (
+        (["--methods", "jiont"], "Unknown method 'jiont'"),
+        (["--split-seeds", "0-x"], "--split-seeds takes numbers and ranges"),
+    ):
+        code, _, error = compare(*arguments)
+        assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert parse_seeds("3,5-6") == [3, 5, 6]
