@@ -37,8 +37,8 @@ class RunConfig:
     split_seed: int = 0  # drives partition and which labels are kept
     seed: int = 0  # drives initial weights and training
     method: str = "joint"  # joint | two-stage | fixmatch | supervised
-    num_rounds: int = 16
-    local_steps: int = 25  # optimiser steps per hospital and round
+    num_rounds: int = 12
+    local_steps: int = 30  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
     strategy: str = "fedavg"
     model: str = "auto"  # a name in configs/model/; auto = by image-size

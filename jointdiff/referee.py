@@ -23,7 +23,7 @@ from safetensors.torch import save as to_safetensors
 from torch import nn
 
 from jointdiff.statistics import ClassificationStatistics
-from jointdiff.storage import write_atomic
+from jointdiff.storage import locked, write_atomic
 
 if TYPE_CHECKING:
     from jointdiff.data import ImageSet
@@ -170,17 +170,18 @@ def cached_referee(
     facts = f"{VERSION} {num_outputs} {task} {seed} {steps} {train.images.shape}"
     path = home / "referees" / f"{_fingerprint(train, facts)[:32]}.safetensors"
     network = _Network(train.images.shape[3], num_outputs, max(train.images.shape[1:3]))
-    if path.is_file():
-        try:
-            network.load_state_dict(_read(path, facts))
-            return Referee(network.to(device).eval(), task, device)
-        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
-            logging.getLogger(__name__).warning("The cached referee is damaged (%s): training a new one.", error)
-    referee = train_referee(train, num_outputs, task, seed=seed, steps=steps, device=device)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in referee.network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, to_safetensors(state, metadata={"facts": facts}))
-    return referee
+    with locked(path.with_suffix(".lock")):  # hospitals of one machine ask at the same moment: one trains, all read
+        if path.is_file():
+            try:
+                network.load_state_dict(_read(path, facts))
+                return Referee(network.to(device).eval(), task, device)
+            except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+                logging.getLogger(__name__).warning("The cached referee is damaged (%s): training a new one.", error)
+        referee = train_referee(train, num_outputs, task, seed=seed, steps=steps, device=device)
+        state = {name: tensor.detach().cpu().contiguous() for name, tensor in referee.network.state_dict().items()}
+        write_atomic(path, to_safetensors(state, metadata={"facts": facts}))
+        return referee
 
 
 def _read(path: Path, facts: str) -> Mapping[str, torch.Tensor]:
