@@ -15,9 +15,10 @@ from jointdiff.model import JointModel, to_uint8
 from jointdiff.reproducibility import SERVER, generator_for
 from jointdiff.sampling import denoiser, guide_input, sample_ddim, spaced_timesteps
 from jointdiff.schedule import SCHEDULES
-from jointdiff.views.images import grid, write_png
+from jointdiff.views.images import enlarge, grid, write_png
 
 SAMPLES_PER_CLASS = 8
+PANEL_SCALE = 4  # screen pixels per pixel
 NUM_STEPS = 40
 GUIDANCE = 4.0
 
@@ -77,5 +78,7 @@ def make_samples(
     targets = np.repeat(np.arange(config.model.num_outputs), SAMPLES_PER_CLASS)
     generator = generator_for(config.run.seed, SERVER, config.run.num_rounds, "samples")
     images = guided_samples(model.to(device), config, targets, device=device, generator=generator)
-    path = write_png(folder / "samples.png", grid(images, columns=SAMPLES_PER_CLASS))
+    path = write_png(
+        folder / "samples.png", grid([enlarge(image, PANEL_SCALE) for image in images], columns=SAMPLES_PER_CLASS)
+    )
     return {"path": path.name, "per_class": SAMPLES_PER_CLASS, "metrics": {}}
