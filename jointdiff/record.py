@@ -34,6 +34,7 @@ class RunRecord:
         self.config = config
         self._events = EventLog(folder / "events.jsonl", listener)
         self._started = time.monotonic()
+        self._best: float | None = None
         self.metrics: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION, "rounds": [], "best": {}, "final": {}, "samples": {}, "explanations": {},
         }  # fmt: skip
@@ -84,6 +85,16 @@ class RunRecord:
             code_hash=identity.code_hash(),
         )
         self.event("checkpoint_saved", round=round_number, path=path.relative_to(self.folder).as_posix(), kind=kind)
+
+    def save_round(self, tensors: Mapping[str, np.ndarray], *, round_number: int, heldout_auc: float | None) -> None:
+        """Save `last`; and `best`, chosen on held-out kept labels, or the same as `last` where there are none."""
+        name = "" if heldout_auc is None else "heldout_auc"
+        self.save_checkpoint("last", tensors, round_number=round_number, metric=heldout_auc, metric_name=name)
+        # Of equals the later: it has seen more steps, and few held-out labels give many ties.
+        if heldout_auc is None or self._best is None or heldout_auc >= self._best:
+            self._best = heldout_auc
+            self.save_checkpoint("best", tensors, round_number=round_number, metric=heldout_auc, metric_name=name)
+            self.add("best", self.metrics["final"])
 
     def finish(self) -> Path:
         """Say that the run is done and write its report; return the report's path."""

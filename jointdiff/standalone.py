@@ -7,7 +7,6 @@ local-only (one hospital of several, with its own labels).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 
 from jointdiff.config import Config, RunConfig
-from jointdiff.data import HospitalData, class_table, hospital_data
+from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
@@ -89,36 +88,27 @@ def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.dev
         record.event("round_aggregated", round=number, num_replies=1, duration_s=0.0, metrics=metrics)
         prepare_head(number)
         _load(model, average)
-        shares = {k: _statistics(model, hospital_data(run, k), config, device) for k in range(run.num_hospitals)}
+        shares = {k: _statistics(model, hospital_data(run, k).test, config, device) for k in range(run.num_hospitals)}
         own, *others = shares[hospital], *(s for k, s in shares.items() if k != hospital)
         entry = {"round": number, "pooled": own.merge(others).finish(), "hospitals": {name: own.finish()}}
         record.event("evaluated", **entry)
         record.add_round({**entry, "training": metrics})
-        for kind in ("last", "best"):  # nothing chooses here: a site alone keeps its last round
-            record.save_checkpoint(kind, average, round_number=number, metric=None, metric_name="")
-        record.add("best", record.metrics["final"])
+        heldout = _statistics(model, data.heldout, config, device).finish()["auc"] if data.heldout else None
+        record.save_round(average, round_number=number, heldout_auc=heldout)
 
 
 def _load(model: JointModel, tensors: Tensors) -> None:
     model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
 
 
-def _statistics(
-    model: JointModel, data: HospitalData, config: Config, device: torch.device
-) -> ClassificationStatistics:
-    probs = predict(model, data.test.images, device=device)
-    return ClassificationStatistics.from_predictions(probs, data.test.labels, task=config.model.task)
+def _statistics(model: JointModel, images: ImageSet, config: Config, device: torch.device) -> ClassificationStatistics:
+    probs = predict(model, images.images, device=device)
+    return ClassificationStatistics.from_predictions(probs, images.labels, task=config.model.task)
 
 
 def evaluate_checkpoint(model: JointModel, config: Config, device: torch.device) -> dict[str, Any]:
     """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
     first, *others = (
-        _statistics(model, hospital_data(config.run, k), config, device) for k in range(config.run.num_hospitals)
+        _statistics(model, hospital_data(config.run, k).test, config, device) for k in range(config.run.num_hospitals)
     )
     return first.merge(others).finish()
-
-
-def with_data(config: Config, run: RunConfig) -> Config:
-    """Return a checkpoint's configuration with the data keys of another run-config."""
-    keys = ("dataset", "data_root", "num_hospitals", "num_labels", "partition", "split_seed", "eval_split", "device")
-    return replace(config, run=replace(config.run, **{k: getattr(run, k) for k in keys}))

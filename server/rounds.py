@@ -75,7 +75,6 @@ class Federation:
         self.hospitals = Hospitals(grid, [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)])
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
-        self._best: float | None = None
         sites_home = config.run.sites_home
         self._sites = Path(sites_home) if sites_home else record.folder / "sites"
 
@@ -91,7 +90,7 @@ class Federation:
         self.prepare_head(number)
         entry, heldout = self._evaluate(number)
         self.record.add_round({**entry, "training": training})
-        self._save(number, heldout)
+        self.record.save_round(self.average, round_number=number, heldout_auc=heldout["auc"] if heldout else None)
 
     def show(self, class_names: Sequence[str]) -> None:
         """Let the hospitals explain decisions and grade samples; draw a panel of samples here. Unless `explain` is 0.
@@ -170,17 +169,6 @@ class Federation:
         entry = {"round": number, "pooled": scores.pooled(), "hospitals": scores.by_hospital()}
         self.record.event("evaluated", **entry)
         return entry, scores.pooled(HELDOUT)
-
-    def _save(self, number: int, heldout: Mapping[str, Any] | None) -> None:
-        """Save `last`; and `best`, chosen on held-out kept labels, or the same as `last` where there are none."""
-        metric = heldout["auc"] if heldout else None
-        name = "" if metric is None else "heldout_auc"
-        self.record.save_checkpoint("last", self.average, round_number=number, metric=metric, metric_name=name)
-        # Of equals the later: it has seen more steps, and few held-out labels give many ties.
-        if metric is None or self._best is None or metric >= self._best:
-            self._best = metric
-            self.record.save_checkpoint("best", self.average, round_number=number, metric=metric, metric_name=name)
-            self.record.add("best", self.record.metrics["final"])
 
     def _ask(
         self,

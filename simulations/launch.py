@@ -21,6 +21,7 @@ import yaml
 from jointdiff.config import RunConfig, to_mapping
 from jointdiff.errors import JointDiffError, RunError
 from jointdiff.events import EventLog, read_events
+from jointdiff.views.report import write_report
 from jointdiff.views.terminal import ProgressPrinter
 from simulations import checks, resources
 from simulations.flower_daemon import FlowerDaemon
@@ -145,6 +146,7 @@ def _record_end(run_folder: Path, verdict: Verdict) -> None:
         events = read_events(path)
         if not any(event["event"] in ("run_finished", "run_failed") for event in events):
             EventLog(path).append("run_failed", reason=verdict.cause, duration_s=None)
+            write_report(run_folder)
 
 
 @contextlib.contextmanager

@@ -292,7 +292,7 @@ def test_best_is_chosen_on_held_out_labels_and_ties_take_the_later(tiny_run):
     chosen = []
     for number, auc in enumerate([0.7, 0.9, 0.9, 0.8], start=1):
         federation.record.add_round({"round": number})
-        federation._save(number, {"auc": auc})
+        federation.record.save_round(federation.average, round_number=number, heldout_auc=auc)
         best = checkpoint.load(folder / "checkpoints" / "best.safetensors")
         chosen.append((best.round_number, best.metric))
     assert chosen == [(1, 0.7), (2, 0.9), (3, 0.9), (3, 0.9)]
