@@ -47,7 +47,7 @@ def autocast_for(device: torch.device, setting: str) -> AbstractContextManager[N
     """Return the context of mixed precision: bf16 where the hardware computes it faster than fp32.
 
     Args:
-        setting: auto | bf16 | off. A CPU without bf16 instructions emulates them, ten times slower than fp32:
+        setting: auto | bf16 | off. A CPU without bf16 instructions emulates them, far slower than fp32:
             auto leaves it alone.
     """
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
@@ -152,7 +152,7 @@ def train_round(
         teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
     thresholds = _load_thresholds(state, config).to(device)
 
-    # Channels last: 1.4 times faster convolutions in fp32 on the CPU here, the usual choice on a GPU.
+    # Channels last: faster convolutions in fp32 on the CPU that was tried, the usual choice on a GPU.
     model.to(memory_format=torch.channels_last)
     learned = list(model.parameters())
     optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True)

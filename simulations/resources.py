@@ -32,7 +32,8 @@ def choose(device: str, num_hospitals: int, *, num_cpus: int, num_gpus: int, fre
     >>> choose("auto", 3, num_cpus=16, num_gpus=1, free_bytes=1e11).federation["client-resources-num-gpus"]
     0.33
     """
-    # Three hospitals on two cores end sooner side by side than two first and then one.
+    # Three hospitals on two cores: side by side no core should idle, as it does with two first and then one.
+    # Reckoned, not measured.
     workers = num_hospitals if num_cpus < num_hospitals <= 1.5 * num_cpus else num_cpus
     at_once = max(1, min(num_hospitals, workers, int(free_bytes // SITE_BYTES)))
     share = 0.0
