@@ -18,10 +18,10 @@ from jointdiff import checkpoint, identity, storage
 from jointdiff.config import Config
 from jointdiff.data.base import DatasetInfo
 from jointdiff.errors import JointDiffError
-from jointdiff.events import EventLog
+from jointdiff.events import EventLog, read_events
+from jointdiff.history import History
 from jointdiff.views.report import write_report
 
-SCHEMA_VERSION = 1
 Listener = Callable[[dict[str, Any]], None]
 _log = logging.getLogger(__name__)
 
@@ -34,15 +34,13 @@ class RunRecord:
         self.config = config
         self._events = EventLog(folder / "events.jsonl", listener)
         self._started = time.monotonic()
-        self._best: float | None = None
-        self.metrics: dict[str, Any] = {
-            "schema_version": SCHEMA_VERSION, "rounds": [], "best": {}, "final": {}, "samples": {}, "explanations": {},
-        }  # fmt: skip
+        self._history = History(read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else ())
         storage.write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
 
     def event(self, name: str, **fields: Any) -> None:
-        """Append one event."""
-        self._events.append(name, **fields)
+        """Append one event; metrics.json follows where the event changes its numbers."""
+        if self._history.add(self._events.append(name, **fields)):
+            storage.write_json(self.folder / "metrics.json", self._history.to_metrics())
 
     def start(self, info: DatasetInfo, hospitals: Sequence[str]) -> None:
         """Say what is about to run, on which data, with which code."""
@@ -52,22 +50,17 @@ class RunRecord:
             run_name=self.config.run.run_name,
             dataset={**asdict(info), "num_outputs": info.num_outputs},
             hospitals=list(hospitals),
-            code_version=identity.code_version(),
-            code_hash=identity.code_hash(),
-            flwr_version=importlib.metadata.version("flwr"),
-            torch_version=torch.__version__,
+            **_versions(),
         )
 
-    def add_round(self, entry: Mapping[str, Any]) -> None:
-        """Add one round's numbers to metrics.json; the newest round is `final` until the next one."""
-        self.metrics["rounds"].append(dict(entry))
-        self.metrics["final"] = dict(entry)
-        self._write_metrics()
+    def resume(self, round_number: int) -> None:
+        """Say that the run goes on after a round: what its events tell of later rounds was given up."""
+        self.event("run_resumed", round=round_number, **_versions())
 
-    def add(self, name: str, value: Mapping[str, Any]) -> None:
-        """Set one of metrics.json's sections: best, samples or explanations."""
-        self.metrics[name] = dict(value)
-        self._write_metrics()
+    @property
+    def heldout_auc(self) -> float | None:
+        """The held-out AUC of the last evaluated round, if there is any."""
+        return self._history.final.get("heldout_auc")
 
     def save_checkpoint(
         self, kind: str, tensors: Mapping[str, np.ndarray], *, round_number: int, metric: float | None, metric_name: str
@@ -90,21 +83,19 @@ class RunRecord:
         """Save `last`; and `best`, chosen on held-out kept labels, or the same as `last` where there are none."""
         name = "" if heldout_auc is None else "heldout_auc"
         self.save_checkpoint("last", tensors, round_number=round_number, metric=heldout_auc, metric_name=name)
+        best = self._history.best.get("heldout_auc")
         # Of equals the later: it has seen more steps, and few held-out labels give many ties.
-        if heldout_auc is None or self._best is None or heldout_auc >= self._best:
-            self._best = heldout_auc
+        if heldout_auc is None or best is None or heldout_auc >= best:
             self.save_checkpoint("best", tensors, round_number=round_number, metric=heldout_auc, metric_name=name)
-            self.add("best", self.metrics["final"])
 
     def finish(self) -> Path:
         """Say that the run is done and write its report; return the report's path."""
-        report = self.folder / "report.html"
         self.event(
             "run_finished",
             duration_s=time.monotonic() - self._started,
-            report=report,
-            final=self.metrics["final"],
-            best=self.metrics["best"],
+            report=self.folder / "report.html",
+            final=self._history.final,
+            best=self._history.best,
         )
         return write_report(self.folder)
 
@@ -116,8 +107,14 @@ class RunRecord:
         except Exception:
             _log.warning("The failed run could not be recorded in %s.", self.folder, exc_info=True)
 
-    def _write_metrics(self) -> None:
-        storage.write_json(self.folder / "metrics.json", self.metrics)
+
+def _versions() -> dict[str, str]:
+    return {
+        "code_version": identity.code_version(),
+        "code_hash": identity.code_hash(),
+        "flwr_version": importlib.metadata.version("flwr"),
+        "torch_version": torch.__version__,
+    }
 
 
 def reason_of(error: BaseException) -> str:

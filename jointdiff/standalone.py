@@ -90,10 +90,9 @@ def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.dev
         _load(model, average)
         shares = {k: _statistics(model, hospital_data(run, k).test, config, device) for k in range(run.num_hospitals)}
         own, *others = shares[hospital], *(s for k, s in shares.items() if k != hospital)
-        entry = {"round": number, "pooled": own.merge(others).finish(), "hospitals": {name: own.finish()}}
-        record.event("evaluated", **entry)
-        record.add_round({**entry, "training": metrics})
         heldout = _statistics(model, data.heldout, config, device).finish()["auc"] if data.heldout else None
+        pooled = own.merge(others).finish()
+        record.event("evaluated", round=number, pooled=pooled, hospitals={name: own.finish()}, heldout_auc=heldout)
         record.save_round(average, round_number=number, heldout_auc=heldout)
 
 

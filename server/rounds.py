@@ -86,11 +86,10 @@ class Federation:
         """Train, merge, solve the head, evaluate, save."""
         names, num_rounds = list(self.hospitals.names), self.config.run.num_rounds
         self.record.event("round_started", round=number, num_rounds=num_rounds, hospitals=names)
-        training = self._train(number)
+        self._train(number)
         self.prepare_head(number)
-        entry, heldout = self._evaluate(number)
-        self.record.add_round({**entry, "training": training})
-        self.record.save_round(self.average, round_number=number, heldout_auc=heldout["auc"] if heldout else None)
+        heldout_auc = self._evaluate(number)
+        self.record.save_round(self.average, round_number=number, heldout_auc=heldout_auc)
 
     def show(self, class_names: Sequence[str]) -> None:
         """Let the hospitals explain decisions and grade samples; draw a panel of samples here. Unless `explain` is 0.
@@ -108,19 +107,16 @@ class Federation:
             hospital: {name: value for name, value in found.items() if not name.startswith(PREFIX)}
             for hospital, found in grades.items()
         }
-        explanations = {"hospitals": own, "pooled": merge_grades(own.values())}
-        self.record.event("explained", **explanations)
-        self.record.add("explanations", explanations)
+        self.record.event("explained", hospitals=own, pooled=merge_grades(own.values()))
 
     def _sampled(self, grades: Mapping[str, Any]) -> None:
         device = select_device(self.config.run.device)
         samples = make_samples(self.average, self.config, self.record.folder, device=device)
         samples["metrics"] = dict(grades)
         self.record.event("sampled", **samples)
-        self.record.add("samples", samples)
 
-    def _train(self, number: int) -> dict[str, float]:
-        """Replace the weights by the mean of the hospitals' trained ones; return the means of what they measured."""
+    def _train(self, number: int) -> None:
+        """Replace the weights by the mean of the hospitals' trained ones."""
         started = time.monotonic()
         total = WeightedSum()
 
@@ -136,7 +132,6 @@ class Federation:
         self.record.event(
             "round_aggregated", round=number, num_replies=len(replies), duration_s=duration_s, metrics=metrics
         )
-        return metrics
 
     def prepare_head(self, number: int) -> None:
         """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
@@ -160,15 +155,22 @@ class Federation:
         self.weights = {**self.weights, **head}
         self.average = {**self.average, **head}
 
-    def _evaluate(self, number: int) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        """Evaluate the average at every hospital; return the round's entry, and held-out metrics if there are any."""
+    def _evaluate(self, number: int) -> float | None:
+        """Evaluate the average at every hospital; return the AUC on held-out kept labels, None where there are none."""
         scores = Scores(self.config.model)
         self._ask(
             protocol.EVALUATE, number, self.average, use=lambda reply, tensors: scores.add(reply.hospital, tensors)
         )
-        entry = {"round": number, "pooled": scores.pooled(), "hospitals": scores.by_hospital()}
-        self.record.event("evaluated", **entry)
-        return entry, scores.pooled(HELDOUT)
+        heldout = scores.pooled(HELDOUT)
+        heldout_auc = heldout["auc"] if heldout else None
+        self.record.event(
+            "evaluated",
+            round=number,
+            pooled=scores.pooled(),
+            hospitals=scores.by_hospital(),
+            heldout_auc=heldout_auc,
+        )
+        return heldout_auc
 
     def _ask(
         self,

@@ -12,6 +12,7 @@ import yaml
 
 from jointdiff.errors import RunError
 from jointdiff.events import read_events
+from jointdiff.history import History, effective
 from jointdiff.storage import read_json
 
 Event = dict[str, Any]
@@ -23,8 +24,8 @@ class RunData:
     """One run, as its folder tells it."""
 
     folder: Path  # absolute
-    events: list[Event]
-    metrics: dict[str, Any] = field(default_factory=dict)  # metrics.json, or what the events tell of it
+    events: list[Event]  # those that still count
+    metrics: dict[str, Any] = field(default_factory=dict)  # what metrics.json holds
     config: dict[str, Any] = field(default_factory=dict)  # Config.to_dict()
 
     def of(self, *names: str) -> list[Event]:
@@ -39,8 +40,8 @@ class RunData:
     @property
     def ending(self) -> Event:
         """How the run ended last: run_finished or run_failed; {} where it has not, or was carried on since."""
-        for event in reversed(self.of("run_started", "run_finished", "run_failed")):
-            return event if event["event"] != "run_started" else {}
+        for event in reversed(self.of("run_started", "run_resumed", "run_finished", "run_failed")):
+            return event if event["event"] in ("run_finished", "run_failed") else {}
         return {}
 
     @property
@@ -120,7 +121,7 @@ class RunData:
 
 
 def load_run(folder: Path) -> RunData:
-    """Read config.yaml, events.jsonl and metrics.json of a run; only the events must be there.
+    """Read config.yaml and events.jsonl of a run; only the events must be there.
 
     Raises:
         RunError: The folder or its events are missing, or a file is damaged.
@@ -128,8 +129,7 @@ def load_run(folder: Path) -> RunData:
     folder = Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise RunError(f"There is no run at {folder}. A run's folder is HOME/runs/<run-name>.")
-    events = read_events(folder / "events.jsonl")
-    metrics = mapping(read_json(folder / "metrics.json")) if (folder / "metrics.json").is_file() else {}
+    events = effective(read_events(folder / "events.jsonl"))
     run = RunData(folder, events)
     config = mapping(run.started.get("config"))
     if (folder / "config.yaml").is_file():
@@ -139,25 +139,9 @@ def load_run(folder: Path) -> RunData:
             raise RunError(
                 f"{folder / 'config.yaml'} is no YAML: {error}. It was written whole; was it edited?"
             ) from error
-    if not metrics.get("rounds"):
-        metrics = {**metrics, "rounds": _rounds_of_events(run)}
-    return RunData(folder, events, metrics, config)
+    return RunData(folder, events, History(events).to_metrics(), config)
 
 
 def mapping(value: Any) -> dict[str, Any]:
     """Return `value` where it is a mapping, else {}: a gap in a file must not stop a report."""
     return dict(value) if isinstance(value, Mapping) else {}
-
-
-def _rounds_of_events(run: RunData) -> list[dict[str, Any]]:
-    """Return what metrics.json would hold, for a run that ended before it was written."""
-    training = {event.get("round"): mapping(event.get("metrics")) for event in run.of("round_aggregated")}
-    rounds = {}
-    for event in run.of("evaluated"):
-        rounds[event.get("round")] = {
-            "round": event.get("round"),
-            "pooled": mapping(event.get("pooled")),
-            "hospitals": mapping(event.get("hospitals")),
-            "training": training.get(event.get("round"), {}),
-        }
-    return list(rounds.values())

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from client import border
 from client import round as client_round
 from client.app import app as client_app
-from jointdiff import checkpoint, identity, protocol
+from jointdiff import checkpoint, identity, protocol, storage
 from jointdiff.config import Config
 from jointdiff.ema import moving_average
 from jointdiff.errors import RefusedError, RunError
@@ -291,12 +291,12 @@ def test_best_is_chosen_on_held_out_labels_and_ties_take_the_later(tiny_run):
     federation = Federation(LocalGrid(), config, RunRecord(folder, config))
     chosen = []
     for number, auc in enumerate([0.7, 0.9, 0.9, 0.8], start=1):
-        federation.record.add_round({"round": number})
+        federation.record.event("evaluated", round=number, heldout_auc=auc)
         federation.record.save_round(federation.average, round_number=number, heldout_auc=auc)
         best = checkpoint.load(folder / "checkpoints" / "best.safetensors")
         chosen.append((best.round_number, best.metric))
     assert chosen == [(1, 0.7), (2, 0.9), (3, 0.9), (3, 0.9)]
-    assert federation.record.metrics["best"] == {"round": 3}
+    assert storage.read_json(folder / "metrics.json")["best"]["round"] == 3
 
 
 def test_without_held_out_labels_best_is_last(tiny_run):

@@ -131,11 +131,11 @@ def test_half_a_character_does_not_stop_the_report(fake_run: Callable[..., Path]
 
 def test_a_picture_outside_the_run_is_not_taken(fake_run: Callable[..., Path]) -> None:
     folder = fake_run(num_items=0)
-    metrics = read_json(folder / "metrics.json")
+    samples = read_json(folder / "metrics.json")["samples"]
+    log = EventLog(folder / "events.jsonl")
     (folder / "samples.png").rename(folder.parent / "samples.png")
     for path in ("../samples.png", str(folder.parent / "samples.png"), "metrics.json", ""):
-        metrics["samples"]["path"] = path
-        write_json(folder / "metrics.json", metrics)
+        log.append("sampled", **{**samples, "path": path})
         assert not read(folder).sources, path
 
 
@@ -177,11 +177,11 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_multi_label_and_many_classes_are_drawn(fake_run: Callable[..., Path]) -> None:
     folder = fake_run(num_rounds=1, num_items=0)
-    metrics = read_json(folder / "metrics.json")
-    pooled = metrics["final"]["pooled"]
+    final = read_json(folder / "metrics.json")["final"]
+    pooled = final["pooled"]
     pooled["confusion_matrix"] = [[[50, 3], [2, 45]], [[60, 1], [4, 35]]]
     pooled["auc_per_class"] = [0.91, None]
-    write_json(folder / "metrics.json", metrics)
+    EventLog(folder / "events.jsonl").append("evaluated", **{k: final[k] for k in ("round", "pooled", "hospitals")})
     page = read(folder)
     assert page.table("Label", "True negative")[2] == ["lesion", "60", "1", "4", "35"]
     assert page.table("Class", "AUC per class")[2] == ["lesion", "–"]
