@@ -41,7 +41,7 @@ class History:
         elif kind == "run_resumed":
             self.rounds = {n: entry for n, entry in self.rounds.items() if n <= number}
             self._bests = [n for n in self._bests if n <= number]
-            self._sections = dict.fromkeys(self._sections, {})
+            self._sections = {key: {} for key in self._sections}
         elif kind in _SECTIONS:
             self._sections[_SECTIONS[kind]] = {
                 k: v for k, v in event.items() if k not in ("schema_version", "time", "event")

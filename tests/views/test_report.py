@@ -10,7 +10,7 @@ import pytest
 
 from jointdiff.errors import RunError
 from jointdiff.events import EventLog
-from jointdiff.storage import read_json, write_json
+from jointdiff.storage import read_json
 from jointdiff.views.format import number
 from jointdiff.views.report import write_report
 
