@@ -21,6 +21,7 @@ from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.storage import write_atomic
 
 FORMAT = "jointdiff-checkpoint-1"
+_OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash"}
 _NUM_NAMED = 3  # how many differing tensors or keys an error names
 
 
@@ -118,6 +119,25 @@ def load(path: Path | str) -> Checkpoint:
             f"The header of the checkpoint {path} does not fit JointDiff {jointdiff.__version__} "
             f"(written by {metadata.get('code_version', 'an unknown version')}): {error}"
         ) from None
+
+
+def export(source: Path | str, target: Path | str, config: Config, **facts: str) -> Path:
+    """Write a checkpoint once more: the same weights, round, metric and code, with more to read in the header.
+
+    Args:
+        source: The checkpoint; `target` may be the same file.
+        config: What the header is to say of the configuration, e.g. without the folders of this machine.
+        facts: Further texts for the header's metadata, e.g. `model_card`. `load` passes them over.
+
+    Raises:
+        CheckpointError: As `load`.
+    """
+    assert not facts.keys() & _OWN, f"{sorted(facts.keys() & _OWN)} belong to the checkpoint itself"
+    state = load(source).state
+    with safe_open(str(source), framework="pt", device="cpu") as file:
+        metadata = file.metadata()
+    metadata = {**metadata, "config": json.dumps(config.to_dict(), sort_keys=True), **facts}
+    return write_atomic(Path(target), to_safetensors(state, metadata=metadata))
 
 
 def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:

@@ -19,7 +19,9 @@ import yaml
 from jointdiff.errors import ConfigError, nearest
 
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")
-STRATEGIES = ("fedavg",)
+STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
+ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
+WEIGHTINGS = ("images", "labels", "equal")
 EVAL_SPLITS = ("test", "val")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -40,7 +42,14 @@ class RunConfig:
     num_rounds: int = 12
     local_steps: int = 30  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
-    strategy: str = "fedavg"
+    strategy: str = "fedavg"  # fedavg | fedprox | fedadam | fedyogi | trimmed-mean | median | krum | multi-krum
+    weighting: str = "images"  # a hospital's weight in the mean: images | labels | equal; robust rules take all alike
+    proximal_mu: float = 0.01  # strategy fedprox: pull of the local weights to those sent
+    server_learning_rate: float = 0.01  # strategies fedadam, fedyogi
+    num_faulty: int = 1  # hospitals whose updates the robust rules can bear
+    min_hospitals: int = 0  # good replies that a round needs; 0 = more than half
+    round_timeout_s: int = 3600  # for one hospital's one answer, the start of its process included
+    round_retries: int = 2  # how often a hospital that was lost is asked again, and a round with too few is repeated
     model: str = "auto"  # a name in configs/model/; auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
@@ -49,6 +58,7 @@ class RunConfig:
     run_name: str = ""  # '' = made from the data set, the method and the time
     home: str = ""  # '' = $JOINTDIFF_HOME, else ~/.jointdiff
     sites_home: str = ""  # '' = inside the run's folder; else sites keep their life across runs
+    resume: bool = False  # carry on the unfinished run of this run-name, with its own settings
 
 
 @dataclass(frozen=True)
@@ -212,12 +222,33 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         ("seed", 0),
         ("split_seed", 0),
         ("explain", 0),
+        ("num_faulty", 0),
+        ("min_hospitals", 0),
+        ("round_timeout_s", 1),
+        ("round_retries", 0),
     ):
         if getattr(run, key) < low:
             name = key.replace("_", "-")
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
     _one_of("method", run.method, METHODS)
     _one_of("strategy", run.strategy, STRATEGIES)
+    _one_of("weighting", run.weighting, WEIGHTINGS)
+    if run.min_hospitals > run.num_hospitals:
+        raise ConfigError(
+            f"min-hospitals is {run.min_hospitals}, but num-hospitals {run.num_hospitals}: no round could ever have so "
+            "many good replies."
+        )
+    needed = 2 * run.num_faulty + (3 if "krum" in run.strategy else 1)
+    if run.strategy in ROBUST_STRATEGIES and run.num_hospitals < needed:
+        raise ConfigError(
+            f"strategy={run.strategy} with num-faulty={run.num_faulty} needs num-hospitals of at least {needed}, not "
+            f"{run.num_hospitals}: with fewer, the wrong ones can win."
+        )
+    if not run.proximal_mu >= 0 or not run.server_learning_rate > 0:
+        raise ConfigError(
+            f"proximal-mu must be at least 0 and server-learning-rate above 0, not {run.proximal_mu} and "
+            f"{run.server_learning_rate}."
+        )
     _one_of("eval-split", run.eval_split, EVAL_SPLITS)
     scheme, _, alpha = run.partition.partition(":")
     _one_of("partition", scheme, ("iid", "dirichlet", "scanner", "by-source"))

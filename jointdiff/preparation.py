@@ -9,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 
 from jointdiff import storage
-from jointdiff.config import Config, RunConfig, resolve
+from jointdiff.config import Config, RunConfig, resolve, to_mapping
 from jointdiff.data import DatasetInfo, dataset_info
+from jointdiff.errors import ConfigError, RunError, nearest
+from jointdiff.events import read_events
 from jointdiff.model import JointModel
 from jointdiff.reproducibility import SERVER, seed_for
 
@@ -38,6 +41,62 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
     with torch.device("meta"):
         JointModel(config.model)  # a model that cannot be built must say so before there is a folder
     return config, info, storage.create_run(home, run.run_name)
+
+
+def reopen(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
+    """Return what `prepare` returned when the run of this name began: its own settings, its own folder.
+
+    Args:
+        run: Names the run and its home. Other keys come from the run itself; one that was set to something else than
+            the run's own value and the default is refused, but for those that change no result.
+
+    Raises:
+        ConfigError: No run-name, or a setting of another configuration.
+        RunError: There is no such run, it has finished, or its config.yaml is damaged.
+    """
+    if not run.run_name:
+        raise ConfigError("resume=true needs the run-name of the run to carry on.")
+    home = storage.home(run.home)
+    folder = storage.run_path(home, run.run_name)
+    if not folder.is_dir():
+        names = [path.name for path in folder.parent.glob("*") if path.is_dir() and not path.is_symlink()]
+        raise RunError(f"There is no run '{run.run_name}' in {home} to resume: {nearest(run.run_name, names)}")
+    stored = _stored_config(folder)
+    endings = [e["event"] for e in read_events(folder / "events.jsonl") if e["event"] in _ENDINGS]
+    if endings[-1:] == ["run_finished"]:
+        report = folder / "report.html"
+        raise RunError(f"The run '{run.run_name}' has finished: there is nothing to resume. Its report: {report}")
+    changes: dict[str, object] = {"home": str(home), "resume": False}
+    default, asked, own = (to_mapping(c) for c in (RunConfig(), run, stored.run))
+    for key, value in asked.items():
+        if key in ("home", "resume") or value in (default[key], own[key]):
+            continue
+        if key not in _OPERATIONAL:
+            raise ConfigError(
+                f"The run '{run.run_name}' was started with {key}={own[key]!r}; now {value!r} is asked for. A run goes "
+                "on with its own settings: leave the key out, or start a run of another name."
+            )
+        changes[key.replace("-", "_")] = value
+    config = replace(stored, run=replace(stored.run, **changes))  # type: ignore[arg-type]
+    info = dataset_info(config.run.dataset, data_root=config.run.data_root, image_size=config.run.image_size)
+    return config, info, folder
+
+
+_ENDINGS = ("run_started", "run_resumed", "run_finished", "run_failed")
+_OPERATIONAL = (
+    "device",
+    "min-hospitals",
+    "round-timeout-s",
+    "round-retries",
+)  # change no result of a run without faults
+
+
+def _stored_config(folder: Path) -> Config:
+    path = folder / "config.yaml"
+    try:
+        return Config.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, ConfigError, AttributeError, TypeError) as error:
+        raise RunError(f"The run cannot be resumed: its {path} cannot be read ({error}). Start a new run.") from None
 
 
 def run_name_for(run: RunConfig) -> str:

@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from jointdiff import checkpoint, identity, storage
-from jointdiff.config import Config
+from jointdiff.config import Config, RunConfig
 from jointdiff.data.base import DatasetInfo
 from jointdiff.errors import JointDiffError
 from jointdiff.events import EventLog, read_events
@@ -29,10 +29,21 @@ _log = logging.getLogger(__name__)
 class RunRecord:
     """The run's folder. Every change reaches the disk before the method returns."""
 
-    def __init__(self, folder: Path, config: Config, listener: Listener | None = None) -> None:
+    def __init__(
+        self, folder: Path, config: Config, listener: Listener | None = None, *, resumable: bool = False
+    ) -> None:
+        """Open the record of a run, a new one or one that goes on.
+
+        Args:
+            folder: HOME/runs/<run>.
+            config: The resolved configuration.
+            listener: Called with every event after it is on disk.
+            resumable: Whether the run can be carried on after a failure; its last event then says how.
+        """
         self.folder = folder
         self.config = config
         self._events = EventLog(folder / "events.jsonl", listener)
+        self._resumable = resumable
         self._started = time.monotonic()
         self._history = History(read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else ())
         storage.write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
@@ -102,10 +113,24 @@ class RunRecord:
     def fail(self, error: BaseException) -> None:
         """Say that the run has failed and why; never raise, so that the error itself reaches the user."""
         try:
-            self.event("run_failed", reason=reason_of(error), duration_s=time.monotonic() - self._started)
+            self.event(
+                "run_failed",
+                reason=reason_of(error),
+                duration_s=time.monotonic() - self._started,
+                resume=how_to_resume(self.config.run) if self._resumable else None,
+            )
             write_report(self.folder)
         except Exception:
             _log.warning("The failed run could not be recorded in %s.", self.folder, exc_info=True)
+
+
+def how_to_resume(run: RunConfig) -> str:
+    """Return what a person types to carry a run on that has ended early.
+
+    >>> how_to_resume(RunConfig(run_name="mine"))
+    "jointdiff-server resume mine (or flwr run with run-name='mine' resume=true)"
+    """
+    return f"jointdiff-server resume {run.run_name} (or flwr run with run-name='{run.run_name}' resume=true)"
 
 
 def _versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from jointdiff.errors import RunError
 HOME_VARIABLE = "JOINTDIFF_HOME"
 DEFAULT_HOME = "~/.jointdiff"
 LATEST = "latest"
+LOCK_FILE = "run.lock"
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -75,8 +76,8 @@ def create_run(home_folder: Path, run_name: str) -> Path:
         folder.mkdir()  # mkdir is atomic: of two runs that start at once with one name, one is refused
     except FileExistsError as error:
         raise RunError(
-            f"A run named '{run_name}' is there already: {folder}. Nothing was touched. "
-            "Choose another run-name: there is no `resume` yet."
+            f"A run named '{run_name}' is there already: {folder}. Nothing was touched. Choose another run-name, "
+            "or carry that run on with resume=true if it has not finished."
         ) from error
     except OSError as error:
         raise RunError(
@@ -160,6 +161,30 @@ def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, made if needed; another process waits for it. A process that dies lets go."""
     with open(path, "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def run_locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder for this process alone, or refuse: two servers that write one run would spoil it.
+
+    Raises:
+        RunError: Another process holds it. A process that dies lets go, so there is never a lock to remove by hand.
+    """
+    path = Path(folder) / LOCK_FILE
+    with open(path, "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read(20).strip() or "unknown"
+            raise RunError(
+                f"The run {folder} is being written by another server (process {holder}): two cannot write one run. "
+                "Wait until it has ended, or stop that process."
+            ) from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
         yield
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -159,6 +159,7 @@ def train_round(
     _load_moments(optimizer, state)
     model.train()
 
+    anchor = [p.detach().clone() for p in learned] if run.strategy == "fedprox" else []
     sums: dict[str, torch.Tensor] = {}
     rate = 0.0
     for step in range(run.local_steps):
@@ -204,6 +205,8 @@ def train_round(
         if loss.requires_grad:
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            if anchor:
+                add_proximal_gradient(learned, anchor, run.proximal_mu)
             if training.grad_clip:
                 torch.nn.utils.clip_grad_norm_(learned, training.grad_clip)
             optimizer.step()
@@ -218,6 +221,15 @@ def train_round(
     metrics["learning_rate"] = rate
     metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)
     return metrics, _save_state(optimizer, thresholds)
+
+
+def add_proximal_gradient(
+    parameters: Sequence[torch.Tensor], anchor: Sequence[torch.Tensor], proximal_mu: float
+) -> None:
+    """Add mu (w - w0) to the gradients: FedProx's pull to the weights that the server sent (Li et al., MLSys 2020)."""
+    for parameter, start in zip(parameters, anchor, strict=True):
+        if parameter.grad is not None:
+            parameter.grad.add_(parameter.detach() - start, alpha=proximal_mu)
 
 
 def _denoising_term(

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from jointdiff import protocol
 from jointdiff.errors import RunError
-from jointdiff.protocol import RoundInstructions
+from jointdiff.protocol import RoundInstructions, RoundReport
 from server.replies import Reply, failure, num_bytes, pack, read_reply
 
 MESSAGE_TYPES = {
@@ -29,8 +29,6 @@ MESSAGE_TYPES = {
     protocol.EVALUATE: "evaluate",
     protocol.EXPLAIN: "query.explain",
 }
-REPLY_TIMEOUT_S = 3600.0  # for one hospital's one answer, the start of its process included
-NODE_TIMEOUT_S = 180.0  # for the first SuperNode to connect
 _POLL_S = (0.02, 0.5)  # first and longest pause between two looks for replies
 _log = logging.getLogger(__name__)
 
@@ -51,11 +49,17 @@ class Hospitals:
         grid: Grid,
         names: Sequence[str],
         *,
-        reply_timeout_s: float = REPLY_TIMEOUT_S,
-        node_timeout_s: float = NODE_TIMEOUT_S,
+        reply_timeout_s: float = 3600.0,
+        node_timeout_s: float = 180.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
+        """Remember who takes part.
+
+        Args:
+            reply_timeout_s: For one hospital's one answer, the start of its process included.
+            node_timeout_s: For the first SuperNode to connect.
+        """
         self.names = tuple(names)
         self._grid = grid
         self._reply_timeout_s = reply_timeout_s
@@ -102,16 +106,22 @@ class Hospitals:
                     sent[message_id] = note
                 else:
                     idle.append(node_id)
-                    yield failure(question.hospital, "the message to it could not be sent: is it too large?")
+                    yield failure(
+                        question.hospital, "the message to it could not be sent: is it too large?", unreachable=True
+                    )
             if not sent:  # every node is lost
                 for question in waiting:
-                    yield failure(question.hospital, "no SuperNode was free: others did not answer in time")
+                    reason = "no SuperNode was free: others did not answer in time"
+                    yield failure(question.hospital, reason, unreachable=True)
                 return
             answered = False
             for message_id, note in list(sent.items()):  # singly: one model in memory at a time
                 for message in self._grid.pull_messages([message_id]):
-                    if message.metadata.reply_to_message_id != message_id or message_id not in sent:
+                    if message.metadata.reply_to_message_id != message_id:
                         _log.warning("A message that answers nothing that was asked is dropped.")
+                        continue
+                    if message_id not in sent:
+                        yield Reply(note.hospital, RoundReport(note.hospital), surplus=True)
                         continue
                     answered = True
                     del sent[message_id]

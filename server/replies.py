@@ -26,6 +26,8 @@ class Reply:
     tensors: Mapping[str, np.ndarray] = field(default_factory=dict)
     bytes_in: int = 0  # server -> site
     bytes_out: int = 0  # site -> server
+    unreachable: bool = False  # nothing came, and soon: worth asking again
+    surplus: bool = False  # a second reply to one question
 
     @property
     def ok(self) -> bool:
@@ -33,10 +35,10 @@ class Reply:
         return self.report.status == "ok"
 
 
-def failure(hospital: str, reason: str, *, bytes_in: int = 0) -> Reply:
+def failure(hospital: str, reason: str, *, bytes_in: int = 0, unreachable: bool = False) -> Reply:
     """Return the reply of a hospital that gave none."""
     report = RoundReport(hospital, status="failed", reason=one_line(reason))
-    return Reply(hospital, report, bytes_in=bytes_in)
+    return Reply(hospital, report, bytes_in=bytes_in, unreachable=unreachable)
 
 
 def pack(instructions: RoundInstructions, arrays: ArrayRecord) -> RecordDict:
@@ -58,7 +60,7 @@ def read_reply(hospital: str, message: Message, *, bytes_in: int = 0) -> Reply:
     """Read what came back for `hospital`; whatever is wrong with it becomes a failed reply with the reason."""
     if message.has_error():
         return failure(hospital, f"its process ended without an answer (Flower's code {message.error.code})",
-                       bytes_in=bytes_in)  # fmt: skip
+                       bytes_in=bytes_in, unreachable=True)  # fmt: skip
     bytes_out = num_bytes(message.content)
     try:
         report = _read_report(str(message.content.config_records["report"]["json"]), hospital)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,11 +11,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+
 
 class Spool:
     """Tensors by hospital, on disk for as long as a question is open.
 
-    Nothing here outlives its round, so nothing is synced: what must survive a crash goes through the checkpoints.
+    Nothing here outlives its round, so nothing is synced: what must survive a crash goes through the run's state.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -35,5 +39,35 @@ class Spool:
         """Return the tensors of one hospital."""
         return load_file(self._path(hospital))
 
+    def open(self, hospital: str) -> SpooledTensors:
+        """Return the tensors of one hospital, to be read in slices."""
+        return SpooledTensors(self._path(hospital))
+
     def _path(self, hospital: str) -> Path:
         return self._folder / f"{hospital}.safetensors"
+
+
+class SpooledTensors:
+    """One hospital's tensors on disk, read slice by slice. Plain reads: mapped pages would count as memory in use."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(length))
+        self._start = 8 + length
+        self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+    def read(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Return elements [start, stop) of a tensor, flattened.
+
+        Raises:
+            ValueError: The tensor is not there, or is shorter.
+        """
+        entry = self._entries.get(name)
+        if entry is None or not 0 <= start <= stop <= math.prod(entry["shape"]):
+            raise ValueError(f"{name}[{start}:{stop}] is not in the spooled reply")
+        dtype = np.dtype(_DTYPES[entry["dtype"]])
+        with open(self._path, "rb") as file:
+            file.seek(self._start + entry["data_offsets"][0] + start * dtype.itemsize)
+            return np.fromfile(file, dtype, stop - start)

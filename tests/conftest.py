@@ -67,6 +67,8 @@ def tiny_run(tiny_files: Path, tmp_path: Path) -> Callable[..., RunConfig]:
             "model": str(tiny_files / "model.yaml"),
             "device": "cpu",
             "explain": 0,
+            "min-hospitals": 1,
+            "round-retries": 0,
             "run-name": "tiny",
             "home": str(tmp_path / "home"),
         }

@@ -45,7 +45,10 @@ def outcome(run: RunData) -> Html | None:
         return None
     if kind == "run_failed":
         reason = str(run.ending.get("reason") or "no reason was recorded")
-        return element("p", element("b", "This run failed. "), reason, class_="alert", role="alert")
+        how = (
+            f" To carry it on from its last complete round: {run.ending['resume']}." if run.ending.get("resume") else ""
+        )
+        return element("p", element("b", "This run failed. "), reason, how, class_="alert", role="alert")
     return element("p", element("b", "This run has not ended"), " (or was stopped): numbers so far.", class_="alert")
 
 

@@ -128,8 +128,17 @@ class ProgressPrinter:
         self.close()
         after = f" after {duration(event['duration_s'])}" if is_number(event.get("duration_s")) else ""
         self._say(f"Run failed{after}: {event.get('reason') or 'no reason recorded'}")
+        if event.get("resume"):
+            self._say(f"To carry it on from its last complete round: {event['resume']}")
         if event.get("report"):
             self._say(f"Report: {event['report']}")
+
+    def _on_run_resumed(self, event: Mapping[str, Any]) -> None:
+        self._say(f"Resumed after round {event.get('round')}.")
+
+    def _on_round_repeated(self, event: Mapping[str, Any]) -> None:
+        self._say(f"! Round {event.get('round')}: only {event.get('num_replies')} good replies to {event.get('kind')}, "
+                  f"{event.get('min_hospitals')} are needed. It is repeated.")  # fmt: skip
 
     def _trouble(self, event: Mapping[str, Any], what: str) -> None:
         self._say(f"! {event.get('hospital')} {what} ({event.get('kind', 'round')} {event.get('round', '')}): "

@@ -1,0 +1,109 @@
+"""Sections of a model card about the data and what became of them: who had which, what left the sites, what it cost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jointdiff.views.format import MISSING, is_number, num_bytes, number
+from jointdiff.views.markdown import table, text
+from jointdiff.views.run_data import RunData, mapping
+
+# What an answer of a site carries beside its envelope (docs/hospital-it.md, "What leaves a site").
+CARRIES = {
+    "describe": "the class table: numbers of images and labels by class",
+    "train": "all weights of the model after local training; losses and rates",
+    "head": "sums over features of the training images, and by class over the labelled ones",
+    "evaluate": "counts of the predictions on the evaluation images: confusion matrix, score histograms",
+    "explain": "grades of explanations and samples; no picture",
+}
+
+
+def data_seen(run: RunData) -> str:
+    """Return which data set, under which licence, and how many images and labels each hospital had."""
+    real = run.dataset.get("real")
+    origin = (
+        "**real scans**" if real else "not recorded" if real is None else "**phantoms**: synthetic drawings, no patient"
+    )
+    facts = [
+        ["data set", text(data_name(str(run.dataset.get("name") or MISSING)))],
+        ["origin", origin],
+        ["licence", text(run.dataset.get("licence") or "not recorded")],
+    ]
+    described = {str(event.get("hospital")): event for event in run.replies("describe")}
+    tables = {name: mapping(event.get("table")) for name, event in described.items()}
+    names = run.class_names
+    rows = []
+    sums = [0] * (4 + len(names))
+    for hospital, entry in tables.items():
+        kept = [int(count) for count in entry.get("labelled") or []]
+        kept = [*kept, *[0] * len(names)][: len(names)]
+        given = entry.get("num_labelled", described[hospital].get("num_labels"))
+        values = [entry.get("num_train") or 0, given or 0, *kept, entry.get("num_unlabelled") or 0,
+                  entry.get("num_test") or 0]  # fmt: skip
+        sums = [total + value for total, value in zip(sums, values, strict=True)]
+        rows.append([text(hospital), *map(number, values)])
+    facts += [
+        ["hospitals", number(len(run.hospitals))],
+        ["training images in all", number(sums[0]) if rows else "not recorded"],
+        ["of these with a label", number(sums[1]) if rows else "not recorded"],
+    ]
+    parts = [table(["", ""], facts, numeric_from=9)]
+    if rows:
+        head = ["hospital", "training images", "labels", *(f"labels: {text(n)}" for n in names), "unlabelled",
+                split_name(run)]  # fmt: skip
+        parts.append(table(head, [*rows, ["**all**", *map(number, sums)]] if len(rows) > 1 else rows))
+    return "\n\n".join(parts)
+
+
+def split_name(run: RunData) -> str:
+    """Return what the images are called on which the run was evaluated."""
+    return "validation images" if run.run_config.get("eval-split") == "val" else "test images"
+
+
+def privacy(run: RunData) -> str:
+    """Return what every site has spent, or that nothing protects the images."""
+    spent: dict[str, tuple[float, Any]] = {}
+    for event in run.replies():
+        facts = {**mapping(event.get("metrics")), **event}
+        if is_number(facts.get("epsilon")):
+            # A site's epsilon adds up over rounds, so the largest is what it has spent.
+            newest = (float(facts["epsilon"]), facts.get("delta"))
+            spent[str(event["hospital"])] = max(spent.get(str(event["hospital"]), newest), newest, key=lambda s: s[0])
+    if not spent:
+        return (
+            "**Off.** No site reported an epsilon: no noise was added, and nothing bounds what the weights reveal "
+            "about the images they were trained on."
+        )
+    rows = []
+    for name in run.hospitals:
+        epsilon, delta = spent.get(name, (None, None))
+        rows.append([text(name), number(epsilon, 2) if epsilon is not None else "off", text(number(delta, 6))])
+    return "Differential privacy, as each site reported it.\n\n" + table(["hospital", "epsilon spent", "delta"], rows)
+
+
+def what_left(run: RunData) -> str:
+    """Return what the sites answered to which question, and how many bytes that was."""
+    rows = []
+    for question in dict.fromkeys([*CARRIES, *(str(event.get("kind")) for event in run.replies())]):
+        replies = run.replies(question)
+        if replies:
+            sent = sum(event.get("bytes_out") or 0 for event in replies)
+            what = CARRIES.get(question, "not described here")
+            rows.append([text(question), what, number(len(replies)), num_bytes(sent)])
+    if not rows:
+        return "Not recorded."
+    return table(["question", "what the answer carries", "answers", "bytes"], rows, numeric_from=2) + (
+        "\n\nImages, file names and galleries stay at the site. What the above can still reveal of them: "
+        "docs/hospital-it.md of JointDiff."
+    )
+
+
+def data_name(name: str) -> str:
+    """Return a data set's name without the folder of an npz file.
+
+    >>> data_name("npz:/data/ward-3/scans.npz"), data_name("phantom:rgb")
+    ('npz:scans.npz', 'phantom:rgb')
+    """
+    kind, colon, path = name.partition(":")
+    return f"{kind}{colon}{Path(path).name}" if kind == "npz" else name

@@ -1,0 +1,98 @@
+"""How the replies of a round become the next weights: one function per strategy, in one table.
+
+The rules themselves are pure and stand in aggregation.py (means), robust.py and optimizers.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jointdiff.config import RunConfig
+from server.aggregation import Tensors, WeightedSum
+from server.optimizers import adaptive_step
+from server.replies import Reply
+from server.robust import krum, median, trimmed_mean
+from server.spool import Spool
+
+NORM_FACTOR = 10.0  # a change more than so many times the others' median is no honest training
+_MIN_TO_JUDGE = 3  # of two that differ nobody knows which one is wrong
+
+
+def merge(
+    replies: Sequence[Reply],
+    spool: Spool,
+    run: RunConfig,
+    *,
+    weights: Mapping[str, np.ndarray],
+    moments: Mapping[str, np.ndarray],
+) -> tuple[Tensors, Tensors]:
+    """Return the next weights and the server optimiser's moments ({} for strategies without).
+
+    Args:
+        replies: Those that passed every check, in the hospitals' order; at least one.
+        spool: Holds their tensors.
+        run: Names strategy, weighting and the settings of both.
+        weights: What the hospitals started from.
+        moments: Of the round before.
+    """
+    parts = [spool.open(reply.hospital) for reply in replies]
+    if run.strategy == "trimmed-mean":
+        return trimmed_mean(parts, weights, num_faulty=run.num_faulty), {}
+    if run.strategy == "median":
+        return median(parts, weights), {}
+    if run.strategy in ("krum", "multi-krum"):
+        wanted = 1 if run.strategy == "krum" else max(1, len(parts) - run.num_faulty)
+        chosen = krum(parts, weights, num_faulty=run.num_faulty, num_chosen=wanted)
+        return _mean([replies[i] for i in sorted(chosen)], spool, "equal"), {}
+    mean = _mean(replies, spool, run.weighting)
+    if run.strategy in ("fedadam", "fedyogi"):
+        return adaptive_step(run.strategy, weights, mean, moments, learning_rate=run.server_learning_rate)
+    return mean, {}  # fedavg; fedprox differs at the hospitals only
+
+
+def _mean(replies: Sequence[Reply], spool: Spool, weighting: str) -> Tensors:
+    total = WeightedSum()
+    for reply, weight in zip(replies, hospital_weights(replies, weighting), strict=True):
+        if weight:
+            total.add(spool.read(reply.hospital), weight)
+    return total.mean()
+
+
+def hospital_weights(replies: Sequence[Reply], weighting: str) -> list[float]:
+    """Return each hospital's weight in the mean.
+
+    Args:
+        weighting: images | labels | equal. Where no hospital has a label, `labels` is the same as `equal`.
+    """
+    if weighting == "equal":
+        return [1.0 for _ in replies]
+    counts = [float(r.report.num_labels if weighting == "labels" else r.report.num_images) for r in replies]
+    return counts if any(counts) else [1.0 for _ in replies]
+
+
+def outliers(replies: Sequence[Reply], spool: Spool, weights: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """Return the hospitals whose change is out of all proportion to the others', each with the reason.
+
+    The norm of a hospital's change is held against the median norm of the others'. With fewer than three replies
+    nothing is judged.
+    """
+    if len(replies) < _MIN_TO_JUDGE:
+        return {}
+    norms = {reply.hospital: change_norm(spool.read(reply.hospital), weights) for reply in replies}
+    found = {}
+    for hospital, norm in norms.items():
+        usual = float(np.median([other for name, other in norms.items() if name != hospital]))
+        if norm > NORM_FACTOR * usual > 0:
+            found[hospital] = (
+                f"the norm of its change is {norm:.3g}, {norm / usual:.3g} times the others' median of {usual:.3g}; "
+                f"more than {NORM_FACTOR:g} times is not believed"
+            )
+    return found
+
+
+def change_norm(tensors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
+    """Return the Euclidean norm of what a hospital changed, in float64."""
+    squares = (float(((tensors[name].astype(np.float64) - old) ** 2).sum()) for name, old in weights.items())
+    return float(np.sqrt(sum(squares)))

@@ -1,0 +1,189 @@
+"""One question to the hospitals, from sending to a checked set of answers.
+
+A hospital that cannot be reached is asked again; one that raises, hangs, refuses or answers nonsense costs its answer
+and is named in the events with the reason. Too few good answers: the question is repeated, then the run stops.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jointdiff import identity, protocol
+from jointdiff.config import Config
+from jointdiff.errors import RunError
+from jointdiff.protocol import RoundInstructions
+from jointdiff.record import RunRecord
+from server.hospitals import Hospitals
+from server.replies import Reply, one_line, to_arrays
+from server.spool import Spool
+
+Tensors = Mapping[str, np.ndarray]
+Check = Callable[[Reply, Tensors], None]
+CheckAll = Callable[[Sequence[Reply], Spool], Mapping[str, str]]
+BACKOFF_S = 2.0  # before the first repetition; doubled for each further one
+_DONE = {"ok": "hospital_replied", "failed": "hospital_failed", "refused": "hospital_refused"}
+
+
+@dataclass
+class Answers:
+    """The good answers to one question, in the hospitals' order, without their tensors: these lie in the spool."""
+
+    spool: Spool
+    good: list[Reply] = field(default_factory=list)
+    lost: dict[str, str] = field(default_factory=dict)  # hospital -> reason
+
+    def tensors(self) -> Iterator[tuple[Reply, dict[str, np.ndarray]]]:
+        """Yield every good reply with its tensors, one in memory at a time."""
+        for reply in self.good:
+            yield reply, self.spool.read(reply.hospital)
+
+
+class Questions:
+    """Asks the hospitals of a run, and writes down what came of it."""
+
+    def __init__(
+        self, hospitals: Hospitals, config: Config, record: RunRecord, *, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
+        self._hospitals = hospitals
+        self._config = config
+        self._record = record
+        self._sleep = sleep
+        sites_home = config.run.sites_home
+        self._sites = Path(sites_home) if sites_home else record.folder / "sites"
+
+    @property
+    def minimum(self) -> int:
+        """How many good answers a round needs."""
+        return self._config.run.min_hospitals or len(self._hospitals.names) // 2 + 1
+
+    @contextmanager
+    def ask(
+        self,
+        kind: str,
+        number: int,
+        tensors: Tensors,
+        *,
+        minimum: int,
+        check: Check | None = None,
+        check_all: CheckAll | None = None,
+        only: Sequence[str] | None = None,
+    ) -> Iterator[Answers]:
+        """Send one question; give the good answers while the block lasts.
+
+        Args:
+            kind: One of protocol.KINDS.
+            number: Of the round; 0 before the first.
+            tensors: What travels with the question.
+            minimum: Good answers wanted; with fewer the question is repeated.
+            check: Called with each reply and its tensors; a ValueError rejects the reply.
+            check_all: Called once with the replies that passed; names hospitals to reject, with reasons.
+            only: The hospitals to ask; None = all.
+
+        Raises:
+            RunError: Too few good answers, repetitions included. The run can be resumed.
+        """
+        for attempt in range(self._config.run.round_retries + 1):
+            with Spool(self._record.folder / "spool") as spool:
+                answers = self._collect(kind, number, tensors, spool, only)
+                self._check(kind, number, answers, check, check_all)
+                if len(answers.good) >= minimum:
+                    yield answers
+                    return
+            if attempt < self._config.run.round_retries:
+                self._record.event(
+                    "round_repeated", round=number, kind=kind, num_replies=len(answers.good), min_hospitals=minimum
+                )
+                self._sleep(BACKOFF_S * 2**attempt)
+        raise self._too_few(kind, number, answers, minimum)
+
+    def _collect(self, kind: str, number: int, tensors: Tensors, spool: Spool, only: Sequence[str] | None) -> Answers:
+        """Ask all once, and those that could not be reached again; spool every answer."""
+        arrays = to_arrays(tensors)
+        names = self._hospitals.names
+        waiting = [name for name in names if only is None or name in only]
+        replies: dict[str, Reply] = {}
+        for attempt in range(self._config.run.round_retries + 1):
+            if attempt:
+                self._sleep(BACKOFF_S * 2 ** (attempt - 1))
+            questions = [self._question(kind, number, names.index(name)) for name in waiting]
+            for reply in self._hospitals.ask(questions, arrays):
+                self._note(kind, number, reply)
+                if reply.surplus:
+                    continue
+                spool.write(reply.hospital, reply.tensors)
+                replies[reply.hospital] = replace(reply, tensors={})
+            waiting = [name for name in waiting if replies[name].unreachable]
+            if not waiting:
+                break
+        ordered = [replies[name] for name in names if name in replies]
+        return Answers(spool, [r for r in ordered if r.ok], {r.hospital: r.report.reason for r in ordered if not r.ok})
+
+    def _check(self, kind: str, number: int, answers: Answers, check: Check | None, check_all: CheckAll | None) -> None:
+        """Move the answers that are no good from `good` to `lost`, and say so in the events."""
+        reasons: dict[str, str] = {}
+        for reply, tensors in answers.tensors() if check else ():
+            try:
+                check(reply, tensors)  # type: ignore[misc]
+            except ValueError as error:
+                reasons[reply.hospital] = one_line(str(error))
+        passed = [reply for reply in answers.good if reply.hospital not in reasons]
+        if check_all is not None:
+            reasons |= check_all(passed, answers.spool)
+        for hospital, reason in reasons.items():
+            self._record.event("update_rejected", round=number, hospital=hospital, kind=kind, reason=reason)
+        answers.lost |= reasons
+        answers.good = [reply for reply in passed if reply.hospital not in reasons]
+
+    def _too_few(self, kind: str, number: int, answers: Answers, minimum: int) -> RunError:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in answers.lost.items())
+        logs = self._sites / "<hospital>" / "site.log"
+        found = (
+            f"only {len(answers.good)} of the {minimum} hospitals that are needed" if answers.good else "no hospital"
+        )
+        return RunError(
+            f"In round {number} {found} could {kind}, so the run stops. {reasons}. The details are in each hospital's "
+            f"own log, in a simulation {logs}."
+        )
+
+    def _question(self, kind: str, number: int, index: int) -> RoundInstructions:
+        run, hospital = self._config.run, self._hospitals.names[index]
+        return RoundInstructions(
+            kind=kind,
+            run_name=run.run_name,
+            hospital=hospital,
+            hospital_index=index,
+            round=number,
+            config=self._config.to_dict(),
+            site_folder=str(self._sites / hospital),
+            code_version=identity.code_version(),
+            code_hash=identity.code_hash(),
+        )
+
+    def _note(self, kind: str, number: int, reply: Reply) -> None:
+        """Write the event of one reply, as it comes."""
+        report = reply.report
+        fields: dict[str, Any] = {"round": number, "hospital": reply.hospital, "kind": kind}
+        if reply.surplus:
+            self._record.event("update_rejected", **fields, reason="a second reply to one question; the first counts")
+            return
+        if reply.ok:
+            fields |= {
+                "num_images": report.num_images,
+                "num_labels": report.num_labels,
+                "duration_s": report.duration_s,
+                "device": report.device,
+                "metrics": report.metrics,
+                "bytes_in": reply.bytes_in,
+                "bytes_out": reply.bytes_out,
+            }
+            fields |= {"table": report.table} if kind == protocol.DESCRIBE else {}
+        else:
+            fields["reason"] = report.reason
+        self._record.event(_DONE[report.status], **fields)
