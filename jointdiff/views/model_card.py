@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jointdiff.intervals import Estimate, estimates, recalls
-from jointdiff.views.format import MISSING, duration, number
+from jointdiff.views.format import MISSING, duration, number, words
 from jointdiff.views.labels import METRICS, class_name, grades
 from jointdiff.views.markdown import table, text
 from jointdiff.views.model_card_data import data_seen, privacy, split_name, what_left
@@ -66,7 +66,7 @@ def _model(run: RunData, checkpoint: Checkpoint) -> str:
         ["network", f"{text(Path(str(model['name'])).name)}, {number(weights)} numbers in its state"],
         ["input", size],
         ["output", f"{text(model['task'])}, {model['num-outputs']}: {text(', '.join(run.class_names) or MISSING)}"],
-        ["weights", f"server's average after round {checkpoint.round_number} of {asked['num-rounds']}"],
+        ["weights", f"average over the rounds, after round {checkpoint.round_number} of {asked['num-rounds']}"],
         *[[key, _setting(asked[key])] for key in _SETTINGS if asked.get(key) not in (None, "")],
         *[[key, _setting(training[key])] for key in _TRAINING if key in training],
     ]
@@ -130,7 +130,7 @@ def _choice(run: RunData, checkpoint: Checkpoint, kind: str) -> str:
         chosen = "These are the weights of the last round that was saved. Nothing chose them."
     elif checkpoint.metric_name:
         chosen = (
-            f"These weights were chosen among the rounds by {text(checkpoint.metric_name)} = "
+            f"These weights were chosen among the rounds by {text(words(checkpoint.metric_name))} = "
             f"{number(checkpoint.metric)}, on labels that had been given for training and were held out of it."
         )
     else:
