@@ -50,12 +50,16 @@ def _counts(value: Any) -> list[int]:
     return [int(count) for count in value] if isinstance(value, list) else []
 
 
-def curves(run: RunData) -> Html | None:
-    """Return the charts over the rounds: what was evaluated, then what training reported."""
+def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
+    """Return the charts over the rounds: what was evaluated, then what training reported.
+
+    Args:
+        last_round: Where the axis ends, for a run that still goes on; None ends it where the run has come to.
+    """
     if not run.rounds and not run.replies("train"):
         return None
     numbers = [float(event["round"]) for event in run.of("round_started", "evaluated")]
-    rounds = (min(numbers), max(numbers)) if numbers else None
+    rounds = (min(numbers), max(*numbers, float(last_round or 0), min(numbers))) if numbers else None
     charts = [
         line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1), x_range=rounds),
         line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1), x_range=rounds),
