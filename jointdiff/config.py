@@ -90,14 +90,14 @@ class TrainingConfig:
     class_weight: float = 0.01  # w_c
     pseudo_weight: float = 0.01  # w_u
     warmup_fraction: float = 0.5  # share of the rounds with the denoising loss alone
-    pseudo_policy: str = "freematch"  # fixed | freematch
+    pseudo_policy: str = "freematch"  # fixed | freematch | mixture (teacher global; fixed threshold on its posteriors)
     teacher: str = "global"  # local = the model itself at every step | global = the weights sent, once a round
-    threshold: float = 0.95  # of the fixed policy
+    threshold: float = 0.95  # of the policies fixed and mixture
     pseudo_start_fraction: float = 0.0  # share of the rounds before pseudo-labels join
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
-    head: str = "ridge"  # ridge = solved on merged sums after every round, learned between | gradient = learned
+    head: str = "ridge"  # ridge = solved on merged sums after every round | ridge-start = until labels join | gradient
     ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3

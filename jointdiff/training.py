@@ -87,12 +87,12 @@ def num_warmup_rounds(config: Config) -> int:
 def head_is_solved_after(round_number: int, config: Config) -> bool:
     """Return whether the server asks for head statistics after a round (0 = before the first).
 
-    A ridge head is solved before the first round and after every one, and learns on in between. A gradient head gets
-    its standardisation once, when the label term starts.
+    A ridge head is solved before the first round and after every one, and learns on in between; a ridge-start head is
+    solved until the label term starts, and only learns from there. A gradient head gets its standardisation once, when
+    the label term starts.
     """
-    if config.training.head == "ridge":
-        return True
-    return round_number == num_warmup_rounds(config)
+    head, start = config.training.head, num_warmup_rounds(config)
+    return head == "ridge" or round_number == start or (head == "ridge-start" and round_number < start)
 
 
 class _Sampler:
@@ -148,8 +148,11 @@ def train_round(
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
     multi_label = config.model.task == "multi-label"
     teacher = None
-    if weights.pseudo and training.teacher == "global" and len(sampler.unlabelled):
+    by_mixture = training.pseudo_policy == "mixture"
+    if weights.pseudo and (training.teacher == "global" or by_mixture) and len(sampler.unlabelled):
         teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
+        if by_mixture:
+            teacher = pseudo_labels.mixture(teacher, sampler.labels, multi_label=multi_label)
     thresholds = _load_thresholds(state, config).to(device)
 
     # Channels last: faster convolutions in fp32 on the CPU that was tried, the usual choice on a GPU.

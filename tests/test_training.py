@@ -72,6 +72,8 @@ def test_when_the_server_asks_for_head_statistics():
     gradient = config(head="gradient", warmup_fraction=0.5)
     assert [head_is_solved_after(r, gradient) for r in range(4)] == [False, False, True, False]
     assert head_is_solved_after(0, config(head="gradient", warmup_fraction=0.0))
+    start = config(head="ridge-start", warmup_fraction=gradient.training.warmup_fraction)
+    assert [head_is_solved_after(r, start) for r in range(4)] == [True, True, True, False]
 
 
 def test_the_warm_up_denoises_alone():
