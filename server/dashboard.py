@@ -16,7 +16,7 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 from jointdiff.errors import RunError
 from jointdiff.views.live import files
 from jointdiff.views.live.document import View, asset, to_json
-from jointdiff.views.live.guard import FILE_POLICY, Guard
+from jointdiff.views.live.guard import FILE_POLICY, Guard, port_taken
 from jointdiff.views.live.runs import Runs
 from jointdiff.views.markup import Child, element
 
@@ -103,19 +103,14 @@ def listen(port: int) -> socket.socket:
     Raises:
         RunError: The port is taken, or may not be used.
     """
-    if not 0 <= port <= 65535:
-        raise RunError(f"The port must be 0 to 65535, not {port}. Choose another with --port.")
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free
         listener.bind((HOST, port))
         listener.listen(64)
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         listener.close()
-        raise RunError(
-            f"The dashboard cannot use port {port}: {error.strerror or error}. Another program, perhaps another "
-            f"dashboard, has it. Choose another with --port, e.g. --port {port + 1 if port < 65535 else 8000}."
-        ) from None
+        raise port_taken(port, error) from None
     return listener
 
 

@@ -62,18 +62,12 @@ def troubles(found: list[dict[str, Any]]) -> Child:
     if not found:
         return element("p", "Nothing so far: every hospital that was asked has answered or is still at work.",
                        class_="soft")  # fmt: skip
-    newest = sorted(found, key=lambda entry: str(entry["time"]), reverse=True)
+    newest = sorted(found, key=lambda one: str(one["time"]), reverse=True)
     items = [
-        element(
-            "li",
-            element("h3", element("span", entry["hospital"]), " ",
-                    element("span", entry["what"], class_=f"mark {entry['status']}")),
-            element("p", entry["reason"]),
-            element("p", f"Asked to {entry['question']}, {_rounds(entry['rounds'])}. Last at ", clock(entry["time"]),
-                    " UTC.", class_="note"),
-            id=entry["id"], tabindex="-1",
-        )
-        for entry in newest[:NUM_TROUBLES]
+        entry(one["hospital"], one["what"], one["status"], one["reason"],
+              [f"Asked to {one['question']}, {_rounds(one['rounds'])}. Last at ", clock(one["time"]), " UTC."],
+              anchor=one["id"])
+        for one in newest[:NUM_TROUBLES]
     ]  # fmt: skip
     more = len(newest) - NUM_TROUBLES
     return [
@@ -99,3 +93,9 @@ def _rounds(numbers: list[Any]) -> str:
         return "before the first round"
     text = ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in parts)
     return f"round {text}" if len(whole) == 1 else f"rounds {text}"
+
+
+def entry(who: str, what: str, status: str, reason: str, note: Child, *, anchor: str | None = None) -> Html:
+    """Return one trouble: who, what happened, why, and when."""
+    head = element("h3", element("span", who), " ", element("span", what, class_=f"mark {status}"))
+    return element("li", head, element("p", reason), element("p", note, class_="note"), id=anchor, tabindex="-1")

@@ -79,8 +79,8 @@ class Follower:
         self.events.append(event)
 
 
-def is_written(run_folder: Path) -> bool | None:
-    """Tell whether a process holds the run's folder to write it; None where the run has no lock to tell by.
+def is_written(run_folder: Path) -> bool:
+    """Tell whether a process holds the run's folder to write it.
 
     The lock is asked for shared and given back at once. A run's own server holds it exclusively.
     """
@@ -90,6 +90,6 @@ def is_written(run_folder: Path) -> bool | None:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
-            return False  # closing the file gives the lock back
     except OSError:
-        return None
+        pass  # no lock file: the run is just being made, or is of an older version
+    return False  # closing the file gave the lock back

@@ -1,12 +1,14 @@
 """What stands before every page: only this machine may ask, only to read, and a page can load nothing from elsewhere.
 
-Plain ASGI, which needs no import: the library knows no network, yet the pages of server and site share one guard.
+Plain ASGI, which needs no web library: jointdiff knows no network, yet the pages of server and site share one guard.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
+
+from jointdiff.errors import RunError
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -87,3 +89,13 @@ async def _refuse(send: Send, status: int, text: str, *headers: tuple[bytes, byt
     kind = (b"content-type", b"text/plain; charset=utf-8")
     await guarded({"type": "http.response.start", "status": status, "headers": [kind, *headers]})
     await guarded({"type": "http.response.body", "body": text.encode() + b"\n"})
+
+
+def port_taken(port: int, error: Exception) -> RunError:
+    """Return what a user should read when a dashboard cannot listen on its port."""
+    other = port + 1 if 0 < port < 65535 else 8050
+    cause = getattr(error, "strerror", None) or error
+    return RunError(
+        f"The dashboard cannot use port {port} of this machine: {cause}. Perhaps another program, or another "
+        f"dashboard, has it. Choose another, e.g. --port {other}; --port 0 takes any that is free."
+    )

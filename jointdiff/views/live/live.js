@@ -79,6 +79,7 @@
     const s = Math.max(0, Math.round(seconds));
     if (s < 60) return `${s} s`;
     if (s < 3600) return `${Math.floor(s / 60)} min ${s % 60} s`;
+    if (s >= 172800) return `${Math.floor(s / 86400)} days`;
     return `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min`;
   }
 
@@ -86,6 +87,10 @@
     for (const place of document.querySelectorAll("[data-done-by]")) {
       const left = Number(place.dataset.doneBy) - (Date.now() + skew) / 1000;
       const text = left > 0 ? spell(left) : "soon";
+      if (place.textContent !== text) place.textContent = text;
+    }
+    for (const place of document.querySelectorAll("[data-since]")) {
+      const text = `${spell((Date.now() + skew) / 1000 - Number(place.dataset.since))} ago`;
       if (place.textContent !== text) place.textContent = text;
     }
   }

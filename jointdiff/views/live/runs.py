@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,6 @@ from jointdiff.views.markup import Child, element
 from jointdiff.views.run_data import RunData
 
 _NUM_FOLLOWED = 8  # runs whose events stay in memory; of all others a summary
-_PATIENCE_S = 60.0  # after which a run without a lock, of which nothing is heard, is looked at again
 _STRANGE = "Its events are not as JointDiff writes them; the dashboard's own log says more."
 _log = logging.getLogger(__name__)
 
@@ -39,20 +35,18 @@ class _Look:
     found: dict[str, Any]  # the snapshot, {} where the run cannot be read
     run: RunData | None
     reason: str = ""  # why it cannot be read
-    until: float = math.inf  # when to look again although nothing was written: silence says something too
     view: list[View] = field(default_factory=list)  # the page, once it was asked for
 
 
 class Runs:
     """The runs of HOME/runs. Safe to ask from several threads."""
 
-    def __init__(self, home: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, home: Path) -> None:
         self.home = Path(os.path.abspath(home))
-        self._clock = clock
         self._lock = threading.Lock()
         self._followers: OrderedDict[str, Follower] = OrderedDict()
         self._looks: OrderedDict[str, _Look] = OrderedDict()
-        self._summaries: dict[str, tuple[tuple[Any, ...], float, dict[str, Any]]] = {}
+        self._summaries: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {}
 
     def names(self) -> list[str]:
         """Return the names of the runs' folders."""
@@ -117,10 +111,10 @@ class Runs:
     def _summary(self, name: str) -> dict[str, Any]:
         state = self._state(name)
         known = self._summaries.get(name)
-        if known is None or known[0] != state or known[1] < self._clock():
+        if known is None or known[0] != state:
             look = self._look(name)
-            self._summaries[name] = known = (look.state, look.until, look.summary)
-        return known[2]
+            self._summaries[name] = known = (look.state, look.summary)
+        return known[1]
 
     def _locked_look(self, name: str) -> _Look:
         self.folder(name)
@@ -130,7 +124,7 @@ class Runs:
     def _look(self, name: str) -> _Look:
         state = self._state(name)
         look = self._looks.get(name)
-        if look is None or look.state != state or look.until < self._clock():
+        if look is None or look.state != state:
             self._looks[name] = look = self._look_anew(name, state)
         for kept in (self._looks, self._followers):
             if name in kept:
@@ -144,10 +138,8 @@ class Runs:
         follower = self._followers.setdefault(name, Follower(folder / "events.jsonl"))
         try:
             run = as_run(folder, follower.read())
-            found = snapshot(run, written=is_written(folder), now=self._clock(), num_damaged=follower.num_damaged)
-            silent = found["state"] == "running" and is_written(folder) is None
-            until = self._clock() + _PATIENCE_S if silent else math.inf
-            return _Look(state, compact(name, found), found, run, until=until)
+            found = snapshot(run, written=state[0], num_damaged=follower.num_damaged)
+            return _Look(state, compact(name, found), found, run)
         except RunError as error:
             reason = str(error)
         except Exception:  # one run of a strange shape must not hide all others
@@ -158,12 +150,13 @@ class Runs:
     def _state(self, name: str) -> tuple[Any, ...]:
         """Return what changes when there is something new to see."""
         folder = run_path(self.home, name)
+        written = is_written(folder)  # before the events are looked at: see `snapshot`
         try:
             status = os.stat(folder / "events.jsonl")
             file = (status.st_ino, status.st_size, status.st_mtime_ns)
         except OSError:
             file = (0, 0, 0)
-        return (*file, is_written(folder), (folder / "report.html").is_file())
+        return (written, *file, (folder / "report.html").is_file())
 
 
 def galleries(name: str, run: RunData) -> dict[str, str]:

@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from jointdiff.history import History, effective
-from jointdiff.views.format import duration, is_number
+from jointdiff.views.format import is_number
 from jointdiff.views.live import diary
 from jointdiff.views.live.matrix import Exchange
 from jointdiff.views.run_data import RunData, mapping
 
 SCHEMA_VERSION = 1
 NUM_RECENT = 3  # rounds that the time left looks back on, as on the terminal
-QUIET_S = 2 * 3600.0  # a run without a lock that says nothing for longer than any question may take has stopped
 NUM_LINES = 60  # of the log
-_STOPPED = ("interrupted", "stopped by ")  # how the reason of a run that a person ended begins
 
 
 def as_run(folder: Path, events: Sequence[dict[str, Any]]) -> RunData:
@@ -30,16 +28,16 @@ def as_run(folder: Path, events: Sequence[dict[str, Any]]) -> RunData:
     return RunData(folder, counting, History(counting).to_metrics(), mapping(started.get("config")))
 
 
-def snapshot(run: RunData, *, written: bool | None, now: float, num_damaged: int = 0) -> dict[str, Any]:
+def snapshot(run: RunData, *, written: bool, num_damaged: int = 0) -> dict[str, Any]:
     """Return everything that a page shows of a run, in JSON's own types.
 
     Args:
-        written: Whether a process holds the run to write it; None where that cannot be told.
-        now: Seconds since 1970.
+        written: Whether a process held the run to write it, asked before the events were read: one that ends in
+            between has written its end.
         num_damaged: Lines of events.jsonl that could not be read.
     """
     exchange = Exchange(run.events)
-    state, why = state_of(run, written=written, now=now)
+    state, why = state_of(run, written=written)
     number, num_rounds = _round_number(run), _num_rounds(run)
     pooled, best = mapping(run.final.get("pooled")), mapping(run.metrics.get("best"))
     hospitals = _hospitals(run, exchange)
@@ -75,24 +73,19 @@ def snapshot(run: RunData, *, written: bool | None, now: float, num_damaged: int
     }
 
 
-def state_of(run: RunData, *, written: bool | None, now: float) -> tuple[str, str]:
+def state_of(run: RunData, *, written: bool) -> tuple[str, str]:
     """Return running | finished | failed | interrupted | empty, and in words why; '' where nothing is to be said."""
-    if run.ending.get("event") == "run_finished":
+    kind = run.ending.get("event")
+    if kind == "run_finished":
         return "finished", ""
-    if run.ending.get("event") == "run_failed":
-        reason = str(run.ending.get("reason") or "no reason was recorded")
-        how = f" It can be resumed {run.ending['resume']}." if run.ending.get("resume") else ""
-        return ("interrupted" if reason.startswith(_STOPPED) else "failed"), reason + how
+    if written:
+        return "running", ""  # a run that is being carried on after a failure still has that ending
+    if kind == "run_failed":
+        how = f" To carry it on: {run.ending['resume']}." if run.ending.get("resume") else ""
+        return "failed", str(run.ending.get("reason") or "no reason was recorded") + how
     if not run.events:
         return "empty", "Nothing has been recorded yet."
-    if written:
-        return "running", ""
-    if written is False:
-        return "interrupted", "The process that wrote this run is gone, and left no ending."
-    last = seconds(run.events[-1].get("time"))
-    if last is not None and now - last > QUIET_S:
-        return "interrupted", f"There has been no event for {duration(now - last)}."
-    return "running", ""
+    return "interrupted", "The process that wrote this run is gone, and left no ending."
 
 
 def done_by(run: RunData, number: int, num_rounds: int) -> float | None:
