@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from jointdiff import storage
 from jointdiff.config import Config, RunConfig
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
@@ -46,19 +47,20 @@ def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[s
     device = select_device(run.device)
     config, info, folder = prepare(run)
     name = f"hospital-{hospital + 1}"
-    record = RunRecord(folder, config, callback)
-    try:
-        record.start(info, [name])
-        record.event(
-            "hospital_replied", round=0, hospital=name, kind="describe", num_images=len(data.train),
-            num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0, bytes_out=0,
-            table=class_table(data),
-        )  # fmt: skip
-        _rounds(config, data, hospital, device, record)
-        record.finish()
-    except BaseException as error:
-        record.fail(error)
-        raise
+    with storage.run_locked(folder):  # whoever lists or clears away runs sees that this one goes on
+        record = RunRecord(folder, config, callback)
+        try:
+            record.start(info, [name])
+            record.event(
+                "hospital_replied", round=0, hospital=name, kind="describe", num_images=len(data.train),
+                num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0,
+                bytes_out=0, table=class_table(data),
+            )  # fmt: skip
+            _rounds(config, data, hospital, device, record)
+            record.finish()
+        except BaseException as error:
+            record.fail(error)
+            raise
     return folder
 
 
