@@ -17,9 +17,12 @@ from safetensors import safe_open
 from jointdiff import checkpoint, storage
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.events import EventLog
+from jointdiff.standalone import train_alone
 from jointdiff.views.format import num_bytes
+from jointdiff.views.run_data import load_run
 from server import resume, runs
 from server.cli import main
+from simulations.local import run_local
 
 
 def fails(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
@@ -167,6 +170,12 @@ def test_resume_calls_the_launcher_with_the_home_and_returns_its_status(home, ca
     assert main(["resume", "third", "--home", str(home)]) == 7
 
 
+def test_the_launcher_understands_what_it_is_called_with(home, capfd):
+    # A setting that may not change is refused before anything starts: run, home and keys have arrived by then.
+    assert main(["resume", "second", "--home", str(home), "-c", "num-rounds=99"]) == 2
+    assert "The run 'second' was started with num-rounds=3; now 99 is asked for" in capfd.readouterr().err
+
+
 def test_a_run_that_cannot_be_resumed_is_refused_before_anything_starts(home, capsys, monkeypatch):
     monkeypatch.setattr(resume, "call", lambda *_, **__: pytest.fail("started"))
     code, error = fails(capsys, "resume", "first", "--home", home)
@@ -281,6 +290,25 @@ def test_a_missing_checkpoint_or_place_is_named_and_nothing_is_written(home, sav
     )
     assert code == 5 and "cannot be written" in error
     assert not (home / "x.safetensors").exists() and not (home / "y").exists()
+
+
+def test_a_real_federation_and_a_site_alone_are_told_apart_and_exported_with_their_numbers(tiny_run, tmp_path, capsys):
+    together, alone = run_local(tiny_run(run_name="together")), train_alone(tiny_run(run_name="alone"))
+    home = together.parent.parent
+    assert runs.how_started(load_run(together)) == "simulation" and runs.how_started(load_run(alone)) == "alone"
+    assert [run.state for run in runs.list_runs(home)] == ["finished", "finished"]
+    for folder in (together, alone):
+        card = tmp_path / f"{folder.name}.md"
+        output = tmp_path / f"{folder.name}.safetensors"
+        succeeds(capsys, "export", folder.name, "--home", home, "-o", output, "--card", card)
+        pooled = json.loads((folder / "metrics.json").read_text())["best"]["pooled"]
+        assert f"| **all, pooled** | 18 | {pooled['auc']:.3f} [" in card.read_text()
+        assert f"| {pooled['balanced_accuracy']:.3f} [" in card.read_text()
+        own, other = (checkpoint.load(p).state for p in (folder / "checkpoints" / "best.safetensors", output))
+        assert own.keys() == other.keys() and all(torch.equal(own[k], other[k]) for k in own)
+        assert str(home).encode() not in output.read_bytes() and "data.npz" in card.read_text()
+    assert "| train | all weights" in (tmp_path / "together.md").read_text()
+    assert "| train |" not in (tmp_path / "alone.md").read_text()
 
 
 @pytest.mark.parametrize(
