@@ -10,7 +10,7 @@ import html
 import importlib.resources
 from collections.abc import Iterable
 
-_VOID = frozenset({"br", "hr", "img", "meta", "col"})
+_VOID = frozenset({"br", "hr", "img", "meta", "col", "link"})
 # No script, no network, no form: even if a hostile text slipped through, the page could not act on it.
 _POLICY = (
     "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"

@@ -57,11 +57,11 @@ def _matrix_row(row: dict[str, Any], rounds: list[int]) -> Html:
     return element("tr", element("th", row["hospital"], scope="row", title=row["hospital"]), cells)
 
 
-def troubles(found: list[dict[str, Any]]) -> Child:
+def troubles(found: list[dict[str, Any]], *, running: bool) -> Child:
     """Return what failed, was refused or rejected, newest first, each with its reason; 'nothing' is said too."""
     if not found:
-        return element("p", "Nothing so far: every hospital that was asked has answered or is still at work.",
-                       class_="soft")  # fmt: skip
+        still = " or is still at work" if running else ""
+        return element("p", f"Nothing: every hospital that was asked has answered{still}.", class_="soft")
     newest = sorted(found, key=lambda one: str(one["time"]), reverse=True)
     items = [
         entry(one["hospital"], one["what"], one["status"], one["reason"],

@@ -4,7 +4,7 @@
 (() => {
   const url = document.body.dataset.live;
   const link = document.getElementById("link");
-  let tag = "", state = "quiet", lost = null, waiting = 0, skew = 0, slow = 5;
+  let tag = "", state = "quiet", lost = null, waiting = 0, skew = 0, slow = 5, held = false;
 
   function morph(from, to) {
     for (const { name } of [...from.attributes]) if (!to.hasAttribute(name) && name !== "open") from.removeAttribute(name);
@@ -39,6 +39,16 @@
     }
     for (const part of [...document.getElementById("content").children]) if (!(part.id in found.parts)) part.remove();
     tick();
+    follow();
+  }
+
+  // Keep the current round in sight, until someone scrolls there themselves.
+  function follow() {
+    const current = document.querySelector(".rounds th.now");
+    const box = current && current.closest(".scroll");
+    if (!box || held) return;
+    const right = current.offsetLeft + 3 * current.offsetWidth;
+    if (right > box.scrollLeft + box.clientWidth) box.scrollLeft = right - box.clientWidth;
   }
 
   function say(next, text) {
@@ -86,7 +96,7 @@
   function tick() {
     for (const place of document.querySelectorAll("[data-done-by]")) {
       const left = Number(place.dataset.doneBy) - (Date.now() + skew) / 1000;
-      const text = left > 0 ? spell(left) : "soon";
+      const text = left > 0 ? spell(left) : "a moment";
       if (place.textContent !== text) place.textContent = text;
     }
     for (const place of document.querySelectorAll("[data-since]")) {
@@ -95,6 +105,9 @@
     }
   }
 
+  for (const kind of ["wheel", "pointerdown", "keydown"]) {
+    document.addEventListener(kind, (event) => { held = held || Boolean(event.target.closest && event.target.closest(".scroll")); }, { passive: true });
+  }
   document.addEventListener("visibilitychange", () => { if (!document.hidden) look(); });
   window.setInterval(tick, 1000);
   look();

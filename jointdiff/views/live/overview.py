@@ -12,7 +12,7 @@ from jointdiff.views.live.document import FAST_S, SLOW_S, STATES, View, chip, pr
 from jointdiff.views.live.run_page import time_left
 from jointdiff.views.markup import Child, Html, element
 
-_COLUMNS = ("Run", "State", "Round", "Hospitals", "Method", "Data set", "AUC", "Time left", "Started (UTC)")
+_COLUMNS = ("Run", "State", "Round", "Hospitals", "Method", "Data set", "AUC", "Time", "Started (UTC)")
 _KEPT = ("state", "reason", "data_set", "real", "method", "round", "num_rounds", "now", "started", "last_event",
          "duration_s", "done_by", "pooled")  # fmt: skip
 
@@ -88,7 +88,7 @@ def _row(run: dict[str, Any]) -> Html:
         str(run["method"] or MISSING),
         [str(run["data_set"] or MISSING), element("small", real) if real else None],
         [number(run["pooled"].get("auc")), sparkline([entry["auc"] for entry in run["evaluated"]])],
-        time_left(run) if running else _took(run["duration_s"]),
+        [element("span", "left ", class_="soft"), time_left(run)] if running else _took(run["duration_s"]),
         str(run["started"] or MISSING)[:16].replace("T", " "),
     ]  # fmt: skip
     name = element("th", element("a", run["name"], href=f"/runs/{quote(run['name'], safe='')}"), scope="row")

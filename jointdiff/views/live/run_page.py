@@ -37,7 +37,7 @@ def run_view(
             "tiles": _tiles(found),
             "rounds": panel("Who answered in which round", matrix(found["matrix"])),
             "side": [
-                panel("What went wrong", troubles(found["troubles"])),
+                panel("What went wrong", troubles(found["troubles"], running=found["state"] == "running")),
                 panel("Log", _log(found["log"]), note="newest first, UTC"),
             ],
             "curves": panel("Over the rounds", _curves(run, found)),
@@ -57,7 +57,7 @@ def time_left(found: dict[str, Any]) -> Html | str:
     if found["done_by"] is None:
         return MISSING
     if found["round"] >= found["num_rounds"] and _is_evaluated(found):
-        return element("span", "soon", title="All rounds are done; explanations follow.")
+        return element("span", "a moment", title="All rounds are done; explanations follow.")
     left = max(0.0, found["done_by"] - (seconds(found["last_event"]) or found["done_by"]))
     return element("span", duration(left), data_done_by=f"{found['done_by']:.1f}")
 
