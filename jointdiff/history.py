@@ -97,3 +97,12 @@ _OF_A_ROUND = ("round_started", "hospital_replied", "round_aggregated", "evaluat
 def _round(event: Event) -> int:
     number = event.get("round")
     return number if isinstance(number, int) else 0
+
+
+def how_to_resume(run_name: str) -> str:
+    """Return what a person types to carry a run on that has ended early.
+
+    >>> how_to_resume("mine")
+    "jointdiff-server resume mine (or flwr run with run-name='mine' resume=true)"
+    """
+    return f"jointdiff-server resume {run_name} (or flwr run with run-name='{run_name}' resume=true)"

@@ -15,11 +15,11 @@ import torch
 import yaml
 
 from jointdiff import checkpoint, identity, storage
-from jointdiff.config import Config, RunConfig
+from jointdiff.config import Config
 from jointdiff.data.base import DatasetInfo
 from jointdiff.errors import JointDiffError
 from jointdiff.events import EventLog, read_events
-from jointdiff.history import History
+from jointdiff.history import History, how_to_resume
 from jointdiff.views.report import write_report
 
 Listener = Callable[[dict[str, Any]], None]
@@ -117,20 +117,11 @@ class RunRecord:
                 "run_failed",
                 reason=reason_of(error),
                 duration_s=time.monotonic() - self._started,
-                resume=how_to_resume(self.config.run) if self._resumable else None,
+                resume=how_to_resume(self.config.run.run_name) if self._resumable else None,
             )
             write_report(self.folder)
         except Exception:
             _log.warning("The failed run could not be recorded in %s.", self.folder, exc_info=True)
-
-
-def how_to_resume(run: RunConfig) -> str:
-    """Return what a person types to carry a run on that has ended early.
-
-    >>> how_to_resume(RunConfig(run_name="mine"))
-    "jointdiff-server resume mine (or flwr run with run-name='mine' resume=true)"
-    """
-    return f"jointdiff-server resume {run.run_name} (or flwr run with run-name='{run.run_name}' resume=true)"
 
 
 def _versions() -> dict[str, str]:

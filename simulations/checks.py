@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,26 @@ def prepare(app: Path, overrides: Iterable[str]) -> RunConfig:
     return absolute_paths(parse_run_config({**to_mapping(run), "run-name": name, "home": str(home)}))
 
 
+def prepare_resume(run_name: str, overrides: Iterable[str]) -> tuple[RunConfig, Config]:
+    """Return what to submit to carry a run on, and its own configuration.
+
+    Args:
+        run_name: Of the unfinished run.
+        overrides: Texts of `key=value` pairs; `home` says where it is, others must be the run's own.
+
+    Raises:
+        JointDiffError: There is no such run, it has finished, another server writes it, or a setting differs.
+    """
+    given = parse_overrides(overrides)
+    asked = absolute_paths(parse_run_config({**to_mapping(RunConfig()), **given, "run-name": run_name, "resume": True}))
+    from jointdiff.preparation import reopen
+
+    config, _, folder = reopen(asked)
+    with storage.run_locked(folder):
+        pass
+    return replace(config.run, resume=True), config
+
+
 def _new_name(run: RunConfig) -> str:
     from jointdiff.preparation import run_name_for  # brings torch, which takes seconds: a typo has been answered by now
 
@@ -77,8 +98,8 @@ def check(run: RunConfig) -> Config:
     """
     if storage.run_path(Path(run.home), run.run_name).exists():
         raise RunError(
-            f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name: "
-            "there is no `resume` yet."
+            f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name, or carry it on: "
+            f"jointdiff-simulate --resume {run.run_name}"
         )
     if run.sites_home:
         storage.home(run.sites_home)

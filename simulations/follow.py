@@ -32,10 +32,10 @@ class Verdict:
 class Tail:
     """The lines that have been added to a text file since the last look; the file may not be there yet."""
 
-    def __init__(self, path: Path) -> None:
-        """Begin at the start of `path`."""
+    def __init__(self, path: Path, position: int = 0) -> None:
+        """Begin at byte `position` of `path`."""
         self.path = path
-        self._position = 0
+        self._position = position
 
     def lines(self) -> list[str]:
         """Return the new whole lines; one that is still being written waits for the next look."""
@@ -54,7 +54,13 @@ class Follower:
     """Hands on the events of one run, and judges its end."""
 
     def __init__(
-        self, daemon: FlowerDaemon, run_id: str, run_folder: Path, show: Callable[[dict[str, Any]], None]
+        self,
+        daemon: FlowerDaemon,
+        run_id: str,
+        run_folder: Path,
+        show: Callable[[dict[str, Any]], None],
+        *,
+        position: int = 0,
     ) -> None:
         """Prepare to follow.
 
@@ -63,10 +69,11 @@ class Follower:
             run_id: Flower's id of the run.
             run_folder: Where events.jsonl appears.
             show: Called with every event.
+            position: Bytes of events.jsonl that were there before: those of an attempt that was given up.
         """
         self._daemon = daemon
         self._run_id = run_id
-        self._events = Tail(run_folder / "events.jsonl")
+        self._events = Tail(run_folder / "events.jsonl", position)
         self._daemon_lines = Tail(daemon.daemon_log)
         self._show = show
         self._end: dict[str, Any] = {}  # the event run_finished or run_failed

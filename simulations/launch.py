@@ -18,9 +18,11 @@ from types import FrameType
 
 import yaml
 
+from jointdiff import storage
 from jointdiff.config import RunConfig, to_mapping
 from jointdiff.errors import JointDiffError, RunError
 from jointdiff.events import EventLog, read_events
+from jointdiff.history import effective, how_to_resume
 from jointdiff.views.report import write_report
 from jointdiff.views.terminal import ProgressPrinter
 from simulations import checks, resources
@@ -50,10 +52,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     started = time.monotonic()
+    run: RunConfig | None = None
     try:
         app = checks.find_app(options.simulation)
-        run = checks.prepare(app, options.run_config)
-        config = checks.check(run)
+        if options.resume:
+            run, config = checks.prepare_resume(options.resume, options.run_config)
+        else:
+            run = checks.prepare(app, options.run_config)
+            config = checks.check(run)
         if options.dry_run:
             print(yaml.safe_dump(config.to_dict(), sort_keys=False), end="")
             return 0
@@ -63,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         for line in verdict.log_lines:
             print(f"  | {line}", file=sys.stderr)
-        raise RunError(f"The run '{run.run_name}' failed: {verdict.cause}")
+        how = f" To carry it on: {_how_to_resume(run)}" if _can_resume(run) else ""
+        raise RunError(f"The run '{run.run_name}' failed: {verdict.cause}{how}")
     except JointDiffError as error:
         sys.stdout.flush()
         print(f"error: {error}", file=sys.stderr)
@@ -72,7 +79,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         number = stop.number if isinstance(stop, Interrupted) else signal.SIGINT
         sys.stdout.flush()
         print(f"stopped by {signal.Signals(number).name}: the run and all its processes have ended.", file=sys.stderr)
+        if run is not None and _can_resume(run):
+            print(f"to carry it on from its last complete round: {_how_to_resume(run)}", file=sys.stderr)
         return 128 + number
+
+
+def _can_resume(run: RunConfig) -> bool:
+    return (storage.run_path(Path(run.home), run.run_name) / "events.jsonl").exists()
+
+
+def _how_to_resume(run: RunConfig) -> str:
+    """Return the command; the home only where it is not the one that a command without it would take."""
+    where = f' -c "home={run.home}"' if Path(run.home) != storage.home() else ""
+    return f"jointdiff-simulate --resume {run.run_name}{where}"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -96,6 +115,12 @@ def _parser() -> argparse.ArgumentParser:
         help="set run-config keys; may be repeated, the last one wins",
     )
     parser.add_argument(
+        "--resume",
+        default="",
+        metavar="RUN-NAME",
+        help="carry on an unfinished run from its last complete round, with its own settings",
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="check everything, print the configuration, start nothing"
     )
     return parser
@@ -105,8 +130,12 @@ def _simulate(app: Path, run: RunConfig) -> Verdict:
     """Start, follow and stop; a run that did not end well leaves Flower's logs."""
     run_folder = Path(run.home, "runs", run.run_name)
     flower_home = Path(run.home, "flower", run.run_name)
+    if run.resume:
+        shutil.rmtree(flower_home, ignore_errors=True)  # of the attempt that ended early; only its logs are of use
     shared = resources.of_this_machine(run.device, run.num_hospitals)
     _announce(app, run, run_folder)
+    events = run_folder / "events.jsonl"
+    position = events.stat().st_size if events.exists() else 0
     verdict = Verdict(False, "stopped before its end")
     with _signals_interrupt(), contextlib.ExitStack() as stack:
         try:
@@ -114,7 +143,7 @@ def _simulate(app: Path, run: RunConfig) -> Verdict:
             stack.callback(_ignore_signals)  # runs before the daemon is stopped: cleaning must not end half done
             run_id = daemon.submit(app, to_mapping(run), shared.federation)
             show = stack.enter_context(ProgressPrinter())
-            verdict = Follower(daemon, run_id, run_folder, show).wait()
+            verdict = Follower(daemon, run_id, run_folder, show, position=position).wait()
         except Interrupted as stop:
             verdict = Verdict(False, f"stopped by {signal.Signals(stop.number).name}")
             raise
@@ -143,9 +172,10 @@ def _record_end(run_folder: Path, verdict: Verdict) -> None:
     if verdict.ok or not path.exists():
         return
     with contextlib.suppress(JointDiffError, OSError):
-        events = read_events(path)
+        events = effective(read_events(path))
         if not any(event["event"] in ("run_finished", "run_failed") for event in events):
-            EventLog(path).append("run_failed", reason=verdict.cause, duration_s=None)
+            resume = how_to_resume(run_folder.name)
+            EventLog(path).append("run_failed", reason=verdict.cause, duration_s=None, resume=resume)
             write_report(run_folder)
 
 

@@ -76,7 +76,7 @@ def test_the_mixture_has_as_many_classes_as_the_classifier():
 
 
 def test_the_mixture_fits_every_label_of_a_multi_label_task_on_its_own():
-    one, truth, labels = classifier_scores([0.2, 0.8], [[1.0, -1.0], [-1.0, 1.0]])
+    one, _, labels = classifier_scores([0.2, 0.8], [[1.0, -1.0], [-1.0, 1.0]])
     other, _, other_labels = classifier_scores([0.6, 0.4], [[1.0, -1.0], [-1.0, 1.0]], seed=1)
     both = mixture(
         torch.stack([one[:, 1], other[:, 1]], dim=1), torch.stack([labels, other_labels], dim=1), multi_label=True

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from jointdiff.config import Config, RunConfig, to_mapping
+from jointdiff.overrides import to_toml
 from simulations import checks
 from simulations.launch import main
 
@@ -46,7 +47,10 @@ def test_the_app_carries_no_code_and_no_dependencies() -> None:
 def test_the_readme_documents_every_key_with_its_default() -> None:
     rows = [line for line in (APP / "README.md").read_text().splitlines() if line.startswith("| `")]
     documented = {row.split("`")[1]: row.split("|")[2].strip().strip("`") for row in rows}
-    assert documented == {key: str(value) if value != "" else "''" for key, value in to_mapping(RunConfig()).items()}
+    assert documented == {
+        key: to_toml({"": value}).partition("= ")[2].strip().strip('"') or "''"
+        for key, value in to_mapping(RunConfig()).items()
+    }
 
 
 @pytest.mark.parametrize(
