@@ -6,6 +6,7 @@ It reads the site's folder and changes nothing. Nothing of it is seen by the ser
 from __future__ import annotations
 
 import os
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -74,7 +75,7 @@ def serve(site_folder: Path, port: int, *, ready: Callable[[str], None] | None =
     Args:
         site_folder: The site's own folder.
         port: On 127.0.0.1; 0 takes a free one.
-        ready: Called with the address as soon as it answers; None lets the web server's own log tell it.
+        ready: Called with the address as soon as it answers; None writes it to the log.
 
     Raises:
         RunError: There is no such folder, or the port is taken.
@@ -89,12 +90,15 @@ def serve(site_folder: Path, port: int, *, ready: Callable[[str], None] | None =
         except (OSError, OverflowError) as error:
             raise port_taken(port, error) from None
         config = uvicorn.Config(
-            make_app(site_folder), log_level="warning" if ready else "info", access_log=False, ws="none",
-            server_header=False,
+            make_app(site_folder), log_level="warning", access_log=False, ws="none", server_header=False
         )  # fmt: skip
-        if ready is not None:
-            ready(f"http://{HOST}:{listener.getsockname()[1]}/")
+        (ready or _log_address)(f"http://{HOST}:{listener.getsockname()[1]}/")
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
             return  # Ctrl-C is how a dashboard ends
+
+
+def _log_address(address: str) -> None:
+    # A warning, so that it is seen whatever the caller has set up: without the address the page cannot be opened.
+    logging.getLogger("uvicorn.error").warning("Dashboard: %s (Ctrl-C ends it)", address)

@@ -5,6 +5,7 @@ It reads what runs write and changes nothing, so it may start and stop at any ti
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -79,18 +80,15 @@ def serve(home: Path, port: int, *, ready: Callable[[str], None] | None = None) 
     Args:
         home: The folder that holds runs/.
         port: On 127.0.0.1; 0 takes a free one.
-        ready: Called with the address as soon as it answers; None lets the web server's own log tell it.
+        ready: Called with the address as soon as it answers; None writes it to the log.
 
     Raises:
         RunError: The port is taken.
     """
     with listen(port) as listener:
         address = f"http://{HOST}:{listener.getsockname()[1]}/"
-        config = uvicorn.Config(
-            make_app(home), log_level="warning" if ready else "info", access_log=False, ws="none", server_header=False
-        )
-        if ready is not None:
-            ready(address)
+        config = uvicorn.Config(make_app(home), log_level="warning", access_log=False, ws="none", server_header=False)
+        (ready or _log_address)(address)
         try:
             uvicorn.Server(config).run(sockets=[listener])
         except KeyboardInterrupt:
@@ -131,3 +129,8 @@ def _file(path: Path | None) -> Response:
         return PlainTextResponse("There is no such file, or it is not for this page.\n", status_code=404)
     kind = files.MEDIA_TYPES[path.suffix]
     return FileResponse(path, media_type=kind, headers={"Content-Security-Policy": FILE_POLICY})
+
+
+def _log_address(address: str) -> None:
+    # A warning, so that it is seen whatever the caller has set up: without the address the page cannot be opened.
+    logging.getLogger("uvicorn.error").warning("Dashboard: %s (Ctrl-C ends it)", address)

@@ -23,6 +23,8 @@ ONLY_IN = {
     "rich": ("jointdiff/views/terminal.py",),
     "flwr": ("client/", "server/", "simulations/"),
     "ray": (),
+    "fastapi": ("client/dashboard.py", "server/dashboard.py"),
+    "uvicorn": ("client/dashboard.py", "server/dashboard.py"),
     "sklearn": ("simulations/compare.py",),  # a development tool: the baseline on pixels
 }
 

@@ -103,6 +103,8 @@ def _alert(found: dict[str, Any]) -> Child:
     parts = []
     if found["state"] in ("failed", "interrupted"):
         parts.append(element("p", element("b", f"This run {_HOW[found['state']]}. "), found["reason"], class_="alert"))
+    if found["state"] == "empty":
+        parts.append(element("p", found["reason"], class_="note"))
     if found["num_damaged"]:
         lines = f"{found['num_damaged']} damaged line{'s' * (found['num_damaged'] > 1)} of events.jsonl left out."
         parts.append(element("p", lines, class_="alert"))
