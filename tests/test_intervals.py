@@ -153,4 +153,6 @@ def test_a_class_without_images_is_left_out_and_gaps_are_no_error() -> None:
     nobody = ClassificationStatistics.from_predictions(np.zeros((0, 2)), np.zeros(0, int), task="multi-class").finish()
     assert estimates(nobody, "multi-class") == {} == estimates({}, "multi-class")
     assert set(estimates({"confusion_matrix": [[1, 0], [0, 1]]}, "multi-class")) == {"balanced_accuracy", "accuracy"}
+    one_sided = {"confusion_matrix": [[3, 0], [0, 0]], "auc_per_class": [0.5]}  # no positives, whatever the file claims
+    assert set(estimates(one_sided, "multi-class")) == {"balanced_accuracy", "accuracy"}
     assert one_against_rest({"confusion_matrix": [[[1, 2], [3, 4]]]}, "multi-label") == [((1, 2), (3, 4))]

@@ -73,17 +73,20 @@ def test_runs_are_listed_newest_first_with_the_numbers_of_their_folders(home, ca
     assert lines[3].endswith(num_bytes(found[2]["num_bytes"]))
 
 
-def test_a_run_is_running_while_a_live_process_holds_its_lock_and_not_a_moment_longer(home, capsys):
+def test_a_run_is_running_while_a_live_process_holds_its_lock_and_not_a_moment_longer(home, capsys, monkeypatch):
+    monkeypatch.setattr(resume, "call", lambda *_, **__: pytest.fail("started"))
     folder = home / "runs" / "second"  # it failed, and goes on now
     hold = (
         "import sys, time; from pathlib import Path; from jointdiff.storage import run_locked\n"
         "with run_locked(Path(sys.argv[1])): print('held', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", hold, folder], stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdout is not None and server.stdout.readline() == "held\n"
-        states = {r.name: r.state for r in runs.list_runs(home)}
-        code, error = fails(capsys, "resume", "second", "--home", home)
-        server.kill()
+        try:
+            assert server.stdout is not None and server.stdout.readline() == "held\n"
+            states = {r.name: r.state for r in runs.list_runs(home)}
+            code, error = fails(capsys, "resume", "second", "--home", home)
+        finally:
+            server.kill()
     assert states == {"first": "finished", "second": "running", "third": "interrupted"}
     assert code == 5 and "'second' is still running" in error
     assert (folder / storage.LOCK_FILE).exists() and runs.summary(folder).state == "failed"
@@ -213,7 +216,7 @@ def test_the_exit_status_of_a_called_command_comes_back_as_of_a_shell(code, stat
 def test_a_signal_reaches_the_called_command_which_ends_by_itself(number):
     called = (
         "import signal, sys, time; signal.signal(int(sys.argv[1]), lambda *_: sys.exit(5)); "
-        "print('ready', flush=True); time.sleep(60)"
+        "print('ready', flush=True); time.sleep(20)"
     )
     caller = (
         "import sys; from pathlib import Path; from server.resume import call; "
@@ -221,9 +224,12 @@ def test_a_signal_reaches_the_called_command_which_ends_by_itself(number):
     )
     command = [sys.executable, "-c", caller, called, str(int(number))]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        process.send_signal(number)
-        assert process.wait(30) == 5
+        try:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            assert process.wait(30) == 5
+        finally:
+            process.kill()
 
 
 # ---- export
