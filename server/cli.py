@@ -115,7 +115,10 @@ def _report(options: argparse.Namespace) -> None:
 def _dashboard(options: argparse.Namespace) -> None:
     from server.dashboard import serve
 
-    serve(runs.home_folder(options.home), options.port)
+    def say(address: str) -> None:
+        print(f"Dashboard: {address} (Ctrl-C ends it)", flush=True)
+
+    serve(runs.home_folder(options.home), options.port, ready=say)
 
 
 def _resume(options: argparse.Namespace) -> int:

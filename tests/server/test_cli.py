@@ -153,9 +153,13 @@ def test_report_writes_the_page_again_and_names_it(home, capsys, asked, name):
 
 def test_dashboard_hands_home_and_port_on(home, capsys, monkeypatch):
     served = []
-    fake = types.SimpleNamespace(serve=lambda *arguments: served.append(arguments))
-    monkeypatch.setitem(sys.modules, "server.dashboard", fake)
-    succeeds(capsys, "dashboard", "--home", home)
+
+    def serve(home, port, *, ready):
+        served.append((home, port))
+        ready("http://here/")
+
+    monkeypatch.setitem(sys.modules, "server.dashboard", types.SimpleNamespace(serve=serve))
+    assert "http://here/" in succeeds(capsys, "dashboard", "--home", home)
     succeeds(capsys, "dashboard", "--home", home, "--port", 9000)
     assert served == [(home, 8050), (home, 9000)]
 
