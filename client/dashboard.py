@@ -5,8 +5,8 @@ It reads the site's folder and changes nothing. Nothing of it is seen by the ser
 
 from __future__ import annotations
 
-import os
 import logging
+import os
 import socket
 from collections.abc import Callable
 from pathlib import Path

@@ -82,20 +82,27 @@ def parse_seeds(text: str) -> list[int]:
 def run_one(run: RunConfig, method: str, name: str) -> Row:
     """Return one run's result, from its folder if it has finished before.
 
+    Args:
+        run: All other settings.
+        method: A method, with a preset of its own where that is not the method's: `joint:joint-warmup`.
+        name: The run's name.
+
     Raises:
         ConfigError: A run of that name has finished, with other settings.
     """
     folder = Path(run.home, "runs", name)
     if method == PIXELS:
         return _pixels(run)
+    kind, _, preset = method.partition(":")
+    run = replace(run, method=kind, preset=preset or run.preset, run_name=name)
     if _finished(folder):
-        _check_same(folder, replace(run, method=method, run_name=name))
+        _check_same(folder, run)
     else:
         from simulations.local import run_local
 
         if folder.exists():  # interrupted: it starts again under the same name
             folder.rename(folder.with_name(f"{name}.broken-{int(time.time())}"))
-        run_local(replace(run, method=method, run_name=name))
+        run_local(run)
     metrics = storage.read_json(folder / "metrics.json")
     pooled = metrics["final"]["pooled"]
     steps = run.num_rounds * run.local_steps
@@ -169,7 +176,9 @@ def table(rows: Sequence[Row], metric: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a comparison; return 0, or the error's exit code."""
     parser = argparse.ArgumentParser(prog="simulations.compare", description="Compare methods paired over label draws.")
-    parser.add_argument("--methods", default=",".join(METHODS), help="comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--methods", default=",".join(METHODS), help="comma-separated, METHOD or METHOD:PRESET (default: %(default)s)"
+    )
     parser.add_argument("--split-seeds", default="0-9", help="label draws (default: %(default)s)")
     parser.add_argument("--run-config", "-c", action="append", default=[], metavar='"KEY=VALUE ..."')
     parser.add_argument("--name", default="compare", help="begins the runs' names (default: %(default)s)")
@@ -178,14 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         methods = options.methods.split(",")
         for method in methods:
-            if method not in METHODS:
+            if method.partition(":")[0] not in METHODS:
                 raise ConfigError(f"Unknown method '{method}': known are {', '.join(METHODS)}.")
         base = absolute_paths(parse_run_config({**to_mapping(RunConfig()), **parse_overrides(options.run_config)}))
         base = replace(base, home=str(storage.home(base.home)))
         rows: list[Row] = []
         for seed in parse_seeds(options.split_seeds):
             for method in methods:
-                row = run_one(replace(base, split_seed=seed), method, f"{options.name}-{method}-{seed}")
+                row = run_one(
+                    replace(base, split_seed=seed), method, f"{options.name}-{method.replace(':', '-')}-{seed}"
+                )
                 rows.append(row)
                 print(f"{method:12} split-seed {seed:3}  auc {row.auc:.3f}  {row.seconds:.0f} s", flush=True)
         if options.csv:

@@ -56,8 +56,9 @@ def test_a_foreign_name_for_this_machine_is_refused(client: TestClient, host: st
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "HEAD"])
 def test_nothing_can_be_changed(client: TestClient, method: str) -> None:
-    answer = client.request(method, "/")
-    assert answer.status_code == 405 and answer.headers["allow"] == "GET"
+    for path in ("/", "/nowhere"):  # refused before anyone asks what it would do
+        answer = client.request(method, path)
+        assert answer.status_code == 405 and answer.headers["allow"] == "GET"
 
 
 def test_there_is_no_self_description_to_find(client: TestClient) -> None:

@@ -271,11 +271,20 @@ def test_a_broken_run_hides_no_other(fake_run: Callable[..., Path], tmp_path: Pa
     assert "99" in runs.data("newer")["reason"]
 
 
-def test_an_unchanged_run_is_rendered_once(fake_run: Callable[..., Path], tmp_path: Path) -> None:
+def test_an_unchanged_run_is_rendered_once(
+    fake_run: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = fake_run("one", ended="", galleries=False, num_rounds=2)
+    rendered: list[str] = []
+
+    def count(run: Any, found: dict[str, Any], **options: Any) -> Any:
+        rendered.append(found["state"])
+        return run_view(run, found, **options)
+
+    monkeypatch.setattr("jointdiff.views.live.runs.run_view", count)
     runs = Runs(tmp_path)
     first = runs.view("one")
-    assert runs.view("one") is first
+    assert runs.view("one") is first and rendered == ["interrupted"]
     EventLog(folder / "events.jsonl").append("run_finished", duration_s=3.0)
     assert runs.view("one").etag != first.etag and runs.data("one")["state"] == "finished"
 
