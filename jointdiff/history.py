@@ -90,7 +90,10 @@ def effective(events: Iterable[Event]) -> list[dict[str, Any]]:
     return kept
 
 
-_LASTING = ("run_started", "run_resumed", "hospital_failed", "hospital_refused", "update_rejected", "round_repeated")
+_LASTING = (
+    "run_started", "run_resumed", "hospital_failed", "hospital_refused", "update_rejected", "update_questioned",
+    "round_repeated",
+)  # fmt: skip
 _OF_A_ROUND = ("round_started", "hospital_replied", "round_aggregated", "evaluated", "checkpoint_saved")
 
 

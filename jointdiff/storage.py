@@ -12,6 +12,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ HOME_VARIABLE = "JOINTDIFF_HOME"
 DEFAULT_HOME = "~/.jointdiff"
 LATEST = "latest"
 LOCK_FILE = "run.lock"
+_LOCK_ATTEMPTS = 20
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -173,19 +175,37 @@ def run_locked(folder: Path) -> Iterator[None]:
     """
     path = Path(folder) / LOCK_FILE
     with open(path, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for attempt in range(_LOCK_ATTEMPTS):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:  # whoever only looks (`is_locked`) lets go at once
+                if attempt + 1 < _LOCK_ATTEMPTS:
+                    time.sleep(0.05)
+        else:
             file.seek(0)
             holder = file.read(20).strip() or "unknown"
             raise RunError(
                 f"The run {folder} is being written by another server (process {holder}): two cannot write one run. "
                 "Wait until it has ended, or stop that process."
-            ) from None
+            )
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
         yield
+
+
+def is_locked(folder: Path) -> bool:
+    """Tell whether a process holds a run's folder to write it. The lock is asked for shared and given back at once."""
+    try:
+        with open(Path(folder) / LOCK_FILE, "rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    except OSError:
+        pass  # no lock file: the run is just being made, or is of an older version
+    return False  # closing the file gave the lock back
 
 
 def write_json(path: Path, value: Any) -> Path:

@@ -17,6 +17,7 @@ from server.robust import krum, median, trimmed_mean
 from server.spool import Spool
 
 NORM_FACTOR = 10.0  # a change more than so many times the others' median is no honest training
+LOSS_FACTOR, LOSS_EXCESS = 3.0, 0.5  # a label loss so far above the others' median hints at wrong labels
 _MIN_TO_JUDGE = 3  # of two that differ nobody knows which one is wrong
 
 
@@ -88,6 +89,26 @@ def outliers(replies: Sequence[Reply], spool: Spool, weights: Mapping[str, np.nd
             found[hospital] = (
                 f"the norm of its change is {norm:.3g}, {norm / usual:.3g} times the others' median of {usual:.3g}; "
                 f"more than {NORM_FACTOR:g} times is not believed"
+            )
+    return found
+
+
+def questionable(replies: Sequence[Reply]) -> dict[str, str]:
+    """Return the hospitals whose labels seem to contradict the others', each with the reason.
+
+    Told by the mean loss on its own labelled images that a hospital reports, held against the others' median. A hint
+    for people, not a defence: who lies about labels can lie about a loss, and a hospital with harder cases is no liar.
+    Nothing is rejected for it.
+    """
+    losses = {r.hospital: r.report.metrics["loss_class"] for r in replies if "loss_class" in r.report.metrics}
+    if len(losses) < _MIN_TO_JUDGE:
+        return {}
+    found = {}
+    for hospital, loss in losses.items():
+        usual = float(np.median([other for name, other in losses.items() if name != hospital]))
+        if loss > LOSS_FACTOR * usual and loss > usual + LOSS_EXCESS:
+            found[hospital] = (
+                f"its loss on its own labels is {loss:.2f}, the others' median {usual:.2f}: are its labels right?"
             )
     return found
 

@@ -171,7 +171,7 @@ class Questions:
         report = reply.report
         fields: dict[str, Any] = {"round": number, "hospital": reply.hospital, "kind": kind}
         if reply.surplus:
-            self._record.event("update_rejected", **fields, reason="a second reply to one question; the first counts")
+            self._record.event("update_questioned", **fields, reason="a second reply to one question; the first counts")
             return
         if reply.ok:
             fields |= {

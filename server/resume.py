@@ -23,7 +23,7 @@ def check_resumable(folder: Path) -> str:
     Raises:
         RunError: It goes on already, has finished, or was one site alone.
     """
-    writing, name = runs.is_being_written(folder), folder.name
+    writing, name = storage.is_locked(folder), folder.name
     run = load_run(folder)
     state, started = runs.state_of(run, writing=writing), runs.how_started(run)
     if state == runs.RUNNING:

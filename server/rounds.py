@@ -28,7 +28,7 @@ from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
-from server.merging import merge, outliers
+from server.merging import merge, outliers, questionable
 from server.questions import Questions
 from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
@@ -165,6 +165,8 @@ class Federation:
                 answers.good, answers.spool, self.config.run, weights=weights, moments=self.moments
             )
             replies = answers.good
+        for hospital, reason in questionable(replies).items():
+            self.record.event("update_questioned", round=number, hospital=hospital, kind=protocol.TRAIN, reason=reason)
         self.average = moving_average(self.average, self.weights, number, self.config.training.ema_decay)
         metrics = weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies)
         duration_s = time.monotonic() - started

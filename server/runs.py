@@ -7,7 +7,6 @@ process that dies lets go of it: a run without an ending that nobody holds was i
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -87,23 +86,11 @@ def find_run(home: Path, name: str) -> Path:
     raise RunError(f"There is no run '{name}' in {home / 'runs'}: {nearest(name, folders)}")
 
 
-def is_being_written(folder: Path) -> bool:
-    """Tell whether a live process holds the run's lock."""
-    try:
-        with open(folder / storage.LOCK_FILE, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False  # no lock file: a run of an older version, or one that has not begun to write
-    return False
-
-
 def state_of(run: RunData, *, writing: bool) -> str:
     """Return how a run stands.
 
     Args:
-        writing: `is_being_written`, asked *before* the run was read: a server that ends in between has written its end.
+        writing: `storage.is_locked`, asked *before* the run was read: a server that ends in between has written its end.
     """
     if writing:
         return RUNNING  # a run that goes on after a failure still has that ending
@@ -123,7 +110,7 @@ def how_started(run: RunData) -> str:
 
 def summary(folder: Path) -> RunSummary:
     """Return a run in a line; one that cannot be read says so in its state, and does not hide the others."""
-    writing, when, size = is_being_written(folder), _changed(folder), num_bytes_below(folder)
+    writing, when, size = storage.is_locked(folder), _changed(folder), num_bytes_below(folder)
     state = RUNNING if writing else INTERRUPTED
     nothing = RunSummary(folder.name, state, 0, None, None, None, None, None, None, when, size, str(folder))
     if not (folder / "events.jsonl").exists():

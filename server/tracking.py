@@ -18,9 +18,9 @@ from urllib.parse import quote
 from jointdiff.errors import RunError
 from jointdiff.events import read_events
 from jointdiff.history import effective
+from jointdiff.storage import is_locked
 from jointdiff.views.format import is_number
 from jointdiff.views.run_data import mapping
-from server.runs import is_being_written
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -151,7 +151,7 @@ def _follow_one_attempt(run_folder: Path, target: Path, look_s: float) -> tuple[
         _swap(fresh, target)
         _take(writer, events)
         while True:
-            writing = is_being_written(run_folder)
+            writing = is_locked(run_folder)
             now = effective(read_events(path))
             if sum(1 for event in now if event["event"] == "run_resumed") != taken:
                 return target, True

@@ -129,7 +129,8 @@ def trouble(run: RunData) -> Html:
     events = run.of(*TROUBLE)
     if not events:
         return element("p", "None: every hospital answered every question.")
-    what = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected"}
+    what = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected",
+            "update_questioned": "questioned, but taken"}  # fmt: skip
     rows = [
         [str(event.get("hospital", MISSING)), number(event.get("round")), str(event.get("kind") or MISSING),
          what[event["event"]], str(event.get("reason") or MISSING)]

@@ -16,7 +16,7 @@ from jointdiff.history import History, effective
 from jointdiff.storage import read_json
 
 Event = dict[str, Any]
-TROUBLE = ("hospital_failed", "hospital_refused", "update_rejected")
+TROUBLE = ("hospital_failed", "hospital_refused", "update_rejected", "update_questioned")
 
 
 @dataclass(frozen=True)

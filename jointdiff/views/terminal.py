@@ -98,6 +98,9 @@ class ProgressPrinter:
     def _on_update_rejected(self, event: Mapping[str, Any]) -> None:
         self._trouble(event, "sent an update that was rejected")
 
+    def _on_update_questioned(self, event: Mapping[str, Any]) -> None:
+        self._trouble(event, "sent an update that is questioned")
+
     def _on_round_aggregated(self, event: Mapping[str, Any]) -> None:
         self._training = mapping(event.get("metrics"))
         self._refresh("evaluating")

@@ -24,7 +24,6 @@ from server import questions
 from server.rounds import run_federation
 from simulations.local import LocalGrid, run_local
 
-
 _log = logging.getLogger(__name__)
 
 
@@ -81,7 +80,7 @@ FAULTS = {
     "other type": Fault(changed(lambda a: a.astype(np.float64)), "update_rejected", "float64"),
     "empty reply": Fault(empty, "update_rejected", "missing"),
     "no records": Fault(no_records, "hospital_failed", "cannot be read"),
-    "duplicate reply": Fault(lambda reply: [reply, reply], "update_rejected", "a second reply", costs=False),
+    "duplicate reply": Fault(lambda reply: [reply, reply], "update_questioned", "a second reply", costs=False),
 }
 
 
@@ -119,7 +118,7 @@ class FaultyGrid(LocalGrid):
 
 
 def named(events, number: int) -> list[dict]:
-    trouble = ("hospital_failed", "hospital_refused", "update_rejected")
+    trouble = ("hospital_failed", "hospital_refused", "update_rejected", "update_questioned")
     return [e for e in events if e["event"] in trouble and e["round"] == number]
 
 

@@ -8,7 +8,7 @@ import pytest
 from jointdiff.config import ROBUST_STRATEGIES, STRATEGIES, RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError
 from jointdiff.protocol import RoundReport
-from server.merging import hospital_weights, merge, outliers
+from server.merging import hospital_weights, merge, outliers, questionable
 from server.replies import Reply
 from server.spool import Spool
 
@@ -85,3 +85,15 @@ def test_a_change_out_of_all_proportion_is_named_with_its_factor(spool):
 def test_settings_that_cannot_work_are_refused(changes, message):
     with pytest.raises(ConfigError, match=message):
         parse_run_config({**to_mapping(RunConfig()), **changes})
+
+
+def test_a_hospital_whose_labels_contradict_the_others_is_questioned():
+    def replies(*losses):
+        return [Reply(f"h{k}", RoundReport(f"h{k}", metrics={"loss_class": v})) for k, v in enumerate(losses)]
+
+    found = questionable(replies(0.2, 0.3, 2.4, 0.25))
+    assert list(found) == ["h2"] and "2.40" in found["h2"] and "0.25" in found["h2"]
+    assert not questionable(replies(0.2, 0.3, 0.5, 0.25)), "harder cases are no lie"
+    assert not questionable(replies(0.01, 0.01, 0.2)), "many times nothing is still nothing"
+    assert not questionable(replies(0.1, 2.4)), "of two nobody knows which one is wrong"
+    assert not questionable([Reply("h", RoundReport("h"))] * 3), "a site may keep its loss to itself"
