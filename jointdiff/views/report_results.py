@@ -83,16 +83,17 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
 
 def _evaluated(run: RunData, key: str) -> list[Series]:
     pooled = [(float(entry["round"]), mapping(entry.get("pooled")).get(key)) for entry in run.rounds]
-    names = dict.fromkeys(name for entry in run.rounds for name in mapping(entry.get("hospitals")))
+    rounds = [(float(entry["round"]), mapping(entry.get("hospitals"))) for entry in run.rounds]
+    names = dict.fromkeys(name for _, hospitals in rounds for name in hospitals)
     lines = [Series(POOLED, pooled, main=True)]
     for name in names:
-        points = [(float(entry["round"]), _metric(entry, name, key)) for entry in run.rounds]
+        points = [(at, _metric(hospitals.get(name), key)) for at, hospitals in rounds]
         lines.append(Series(str(name), points))
     return lines
 
 
-def _metric(entry: Mapping[str, Any], hospital: str, key: str) -> float | None:
-    value = mapping(mapping(entry.get("hospitals")).get(hospital)).get(key)
+def _metric(values: Any, key: str) -> float | None:
+    value = values.get(key) if isinstance(values, Mapping) else None
     return value if is_number(value) else None
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from jointdiff.views import report_results, report_run
 from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number
-from jointdiff.views.live.answers import matrix, troubles
+from jointdiff.views.live.answers import NUM_LARGE, matrix, troubles
 from jointdiff.views.live.document import FAST_S, SLOW_S, View, chip, clock, panel, progress, sparkline, tiles
 from jointdiff.views.live.snapshot import seconds
 from jointdiff.views.markup import Child, Html, banner, element, scrolling, table
@@ -29,7 +29,7 @@ def run_view(
     """
     return View(
         title=_title(found),
-        poll_s=FAST_S if found["state"] == "running" else SLOW_S,
+        poll_s=_pause_s(found),
         announcement=_announcement(found),
         parts={
             "head": _head(run, found, links),
@@ -44,6 +44,13 @@ def run_view(
             "hospitals": panel("The hospitals", _hospitals(found, galleries or {})),
         },
     )
+
+
+def _pause_s(found: dict[str, Any]) -> float:
+    """Return how long to wait for the next look: the page of many hospitals is large, and answers come all the time."""
+    if found["state"] != "running":
+        return SLOW_S
+    return FAST_S if len(found["hospitals"]) <= NUM_LARGE else 3 * FAST_S
 
 
 def broken_view(name: str, reason: str) -> View:
