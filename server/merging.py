@@ -5,6 +5,7 @@ The rules themselves are pure and stand in aggregation.py (means), robust.py and
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ from server.robust import krum, median, trimmed_mean
 from server.spool import Spool
 
 NORM_FACTOR = 10.0  # a change more than so many times the others' median is no honest training
-LOSS_FACTOR, LOSS_EXCESS = 3.0, 0.5  # a label loss so far above the others' median hints at wrong labels
+CONTRADICTION = 2.0  # times the loss of a coin: no hospital learns that much against its own labels if they are right
 _MIN_TO_JUDGE = 3  # of two that differ nobody knows which one is wrong
 
 
@@ -93,22 +94,27 @@ def outliers(replies: Sequence[Reply], spool: Spool, weights: Mapping[str, np.nd
     return found
 
 
-def questionable(replies: Sequence[Reply]) -> dict[str, str]:
+def questionable(replies: Sequence[Reply], *, num_classes: int) -> dict[str, str]:
     """Return the hospitals whose labels seem to contradict the others', each with the reason.
 
-    Told by the mean loss on its own labelled images that a hospital reports, held against the others' median. A hint
-    for people, not a defence: who lies about labels can lie about a loss, and a hospital with harder cases is no liar.
+    Told by the mean loss on its own labelled images that a hospital reports: above twice that of a coin, ln K, while
+    the others' median is below ln K. A hint for people, not a defence: who lies about labels can lie about a loss.
     Nothing is rejected for it.
+
+    Args:
+        num_classes: K; 2 for a multi-label task.
     """
     losses = {r.hospital: r.report.metrics["loss_class"] for r in replies if "loss_class" in r.report.metrics}
     if len(losses) < _MIN_TO_JUDGE:
         return {}
+    coin = math.log(num_classes)
     found = {}
     for hospital, loss in losses.items():
         usual = float(np.median([other for name, other in losses.items() if name != hospital]))
-        if loss > LOSS_FACTOR * usual and loss > usual + LOSS_EXCESS:
+        if loss > CONTRADICTION * coin and usual < coin:
             found[hospital] = (
-                f"its loss on its own labels is {loss:.2f}, the others' median {usual:.2f}: are its labels right?"
+                f"its loss on its own labels is {loss:.2f}, a coin's {coin:.2f}, the others' median {usual:.2f}: are its "
+                "labels right?"
             )
     return found
 

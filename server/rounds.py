@@ -165,7 +165,9 @@ class Federation:
                 answers.good, answers.spool, self.config.run, weights=weights, moments=self.moments
             )
             replies = answers.good
-        for hospital, reason in questionable(replies).items():
+        model = self.config.model
+        num_classes = 2 if model.task == "multi-label" else model.num_outputs
+        for hospital, reason in questionable(replies, num_classes=num_classes).items():
             self.record.event("update_questioned", round=number, hospital=hospital, kind=protocol.TRAIN, reason=reason)
         self.average = moving_average(self.average, self.weights, number, self.config.training.ema_decay)
         metrics = weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies)

@@ -90,7 +90,7 @@ def state_of(run: RunData, *, writing: bool) -> str:
     """Return how a run stands.
 
     Args:
-        writing: `storage.is_locked`, asked *before* the run was read: a server that ends in between has written its end.
+        writing: `storage.is_locked`, asked *before* the run was read: a server that ends in between says so in it.
     """
     if writing:
         return RUNNING  # a run that goes on after a failure still has that ending

@@ -91,9 +91,12 @@ def test_a_hospital_whose_labels_contradict_the_others_is_questioned():
     def replies(*losses):
         return [Reply(f"h{k}", RoundReport(f"h{k}", metrics={"loss_class": v})) for k, v in enumerate(losses)]
 
-    found = questionable(replies(0.2, 0.3, 2.4, 0.25))
-    assert list(found) == ["h2"] and "2.40" in found["h2"] and "0.25" in found["h2"]
-    assert not questionable(replies(0.2, 0.3, 0.5, 0.25)), "harder cases are no lie"
-    assert not questionable(replies(0.01, 0.01, 0.2)), "many times nothing is still nothing"
-    assert not questionable(replies(0.1, 2.4)), "of two nobody knows which one is wrong"
-    assert not questionable([Reply("h", RoundReport("h"))] * 3), "a site may keep its loss to itself"
+    def names(*losses):
+        return list(questionable(replies(*losses), num_classes=2))
+
+    assert names(0.2, 0.3, 2.4, 0.25) == ["h2"]
+    assert "2.40" in questionable(replies(0.2, 0.3, 2.4, 0.25), num_classes=2)["h2"]
+    assert not names(0.2, 0.3, 1.3, 0.25), "harder cases are no lie"
+    assert not names(0.9, 0.9, 2.4), "where nobody has learned yet, nobody can contradict"
+    assert not names(0.1, 2.4), "of two nobody knows which one is wrong"
+    assert not questionable([Reply("h", RoundReport("h"))] * 3, num_classes=2), "a site may keep its loss to itself"
