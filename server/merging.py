@@ -113,8 +113,8 @@ def questionable(replies: Sequence[Reply], *, num_classes: int) -> dict[str, str
         usual = float(np.median([other for name, other in losses.items() if name != hospital]))
         if loss > CONTRADICTION * coin and usual < coin:
             found[hospital] = (
-                f"its loss on its own labels is {loss:.2f}, a coin's {coin:.2f}, the others' median {usual:.2f}: are its "
-                "labels right?"
+                f"its loss on its own labels is {loss:.2f}, a coin's {coin:.2f}, the others' median {usual:.2f}: are "
+                "its labels right?"
             )
     return found
 

@@ -10,10 +10,10 @@ import pytest
 
 from jointdiff.errors import RunError
 from jointdiff.events import EventLog, read_events
-from jointdiff.storage import run_locked
+from jointdiff.storage import is_locked, run_locked
 from jointdiff.views.live import files
 from jointdiff.views.live.document import asset
-from jointdiff.views.live.follow import Follower, is_written
+from jointdiff.views.live.follow import Follower
 from jointdiff.views.live.guard import is_local
 from jointdiff.views.live.overview import overview_view
 from jointdiff.views.live.run_page import run_view
@@ -246,10 +246,10 @@ def test_only_what_is_new_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_lock_tells_who_writes(tmp_path: Path) -> None:
-    assert not is_written(tmp_path)
+    assert not is_locked(tmp_path)
     with run_locked(tmp_path):
-        assert is_written(tmp_path)
-    assert not is_written(tmp_path)
+        assert is_locked(tmp_path)
+    assert not is_locked(tmp_path)
 
 
 def test_a_broken_run_hides_no_other(fake_run: Callable[..., Path], tmp_path: Path) -> None:

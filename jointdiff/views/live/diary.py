@@ -15,7 +15,8 @@ DONE = {"describe": "introduced itself", "train": "trained", "head": "summed up 
         "explain": "explained decisions"}  # fmt: skip
 DOING = {"describe": "introductions", "train": "training", "head": "solving the head", "evaluate": "evaluating",
          "explain": "explaining decisions"}  # fmt: skip
-WHAT = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected"}
+WHAT = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected",
+        "update_questioned": "questioned, but taken"}  # fmt: skip
 _NUM_NAMED = 3  # hospitals that one line names; more are counted
 
 

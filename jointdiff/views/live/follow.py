@@ -6,14 +6,12 @@ training what the page is there to show.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 from jointdiff.errors import RunError
 from jointdiff.events import SCHEMA_VERSION, parse_event
-from jointdiff.storage import LOCK_FILE
 
 Event = dict[str, Any]
 
@@ -77,19 +75,3 @@ class Follower:
                 "Look at the run with the newer version that wrote it."
             )
         self.events.append(event)
-
-
-def is_written(run_folder: Path) -> bool:
-    """Tell whether a process holds the run's folder to write it.
-
-    The lock is asked for shared and given back at once. A run's own server holds it exclusively.
-    """
-    try:
-        with open(run_folder / LOCK_FILE, "rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    except OSError:
-        pass  # no lock file: the run is just being made, or is of an older version
-    return False  # closing the file gave the lock back

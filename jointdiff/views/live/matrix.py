@@ -12,7 +12,8 @@ from jointdiff.views.run_data import mapping
 Event = dict[str, Any]
 MAX_COLUMNS = 60  # rounds that a matrix shows; of longer runs the newest
 OK, MENDED, WAITING, MISSED, NONE = "ok", "mended", "waiting", "missed", "none"
-TROUBLES = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "rejected"}
+TROUBLES = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "rejected",
+            "update_questioned": "mended"}  # fmt: skip
 
 
 class Exchange:

@@ -12,9 +12,9 @@ from typing import Any
 from urllib.parse import quote
 
 from jointdiff.errors import RunError
-from jointdiff.storage import LATEST, run_path
+from jointdiff.storage import LATEST, is_locked, run_path
 from jointdiff.views.live.document import View
-from jointdiff.views.live.follow import Follower, is_written
+from jointdiff.views.live.follow import Follower
 from jointdiff.views.live.overview import compact, overview_view, unreadable
 from jointdiff.views.live.run_page import broken_view, run_view
 from jointdiff.views.live.snapshot import as_run, snapshot
@@ -150,7 +150,7 @@ class Runs:
     def _state(self, name: str) -> tuple[Any, ...]:
         """Return what changes when there is something new to see."""
         folder = run_path(self.home, name)
-        written = is_written(folder)  # before the events are looked at: see `snapshot`
+        written = is_locked(folder)  # before the events are looked at: see `snapshot`
         try:
             status = os.stat(folder / "events.jsonl")
             file = (status.st_ino, status.st_size, status.st_mtime_ns)
