@@ -61,8 +61,11 @@ def krum(parts: Sequence[Sliced], like: Mapping[str, np.ndarray], *, num_faulty:
     distances = np.zeros((count, count))
     for name, start, stop in _slices(like, count):
         values = _stack(parts, name, start, stop)
-        for i in range(count):
-            distances[i] += ((values - values[i]) ** 2).sum(axis=1)
+        values -= values.mean(axis=0)  # |a - b|^2 = a.a + b.b - 2 a.b loses its digits far from the origin
+        products = values @ values.T
+        squares = np.diag(products)
+        distances += np.clip(squares[:, None] + squares - 2 * products, 0, None)
+    np.fill_diagonal(distances, 0)
     nearest = max(1, count - num_faulty - 2)
     scores = np.sort(distances, axis=1)[:, 1 : 1 + nearest].sum(axis=1)  # column 0 is the distance to itself
     return [int(i) for i in np.argsort(scores, kind="stable")[:num_chosen]]

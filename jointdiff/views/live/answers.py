@@ -10,8 +10,10 @@ from jointdiff.views.markup import Child, Html, element
 
 GLYPHS = {"ok": "✓", "mended": "↺", "failed": "✕", "refused": "⊘", "rejected": "!", "waiting": "…", "missed": "–",
           "none": ""}  # fmt: skip
-LEGEND = {"ok": "answered", "mended": "answered, after a trouble or with a question", "failed": "failed",
-          "refused": "refused", "rejected": "update rejected", "waiting": "no answer yet", "missed": "no answer"}  # fmt: skip
+LEGEND = {
+    "ok": "answered", "mended": "answered, after a trouble or with a question", "failed": "failed",
+    "refused": "refused", "rejected": "update rejected", "waiting": "no answer yet", "missed": "no answer",
+}  # fmt: skip
 NUM_LARGE = 16  # hospitals up to which the matrix has large cells
 NUM_TROUBLES = 200  # rows of troubles
 
