@@ -12,9 +12,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from jointdiff.config import parse_run_config
 from simulations import checks
+from simulations.local import run_local
 from simulations.processes import descendants, is_alive
 
 APP = Path(checks.__file__).parent / "3_hospitals"
@@ -110,6 +114,39 @@ def test_two_rounds_from_the_command_to_the_report(tmp_path: Path, tiny_files: P
     assert not _strangers_of(home)
 
 
+def test_a_killed_run_is_carried_on_to_the_same_weights(tmp_path: Path, tiny_files: Path) -> None:
+    """Launcher, daemon and workers die in round 2 of 4; `jointdiff-server resume` ends as one process would have."""
+    home = tmp_path / "home"
+    settings = {
+        "run-name": "killed", "num-rounds": 4, "local-steps": 2, "explain": 0, "num-hospitals": 2, "num-labels": 8,
+        "batch-size": 4, "dataset": f"npz:{tiny_files / 'data.npz'}", "image-size": 16,
+        "model": str(tiny_files / "model.yaml"), "device": "cpu", "home": str(home),
+    }  # fmt: skip
+    launcher = start(home, "3_hospitals", " ".join(f"{key}={value}" for key, value in settings.items()))
+    processes: set[int] = set()
+    try:
+        events = home / "runs" / "killed" / "events.jsonl"
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline and not (events.exists() and '"evaluated"' in events.read_text()):
+            time.sleep(0.05)
+        processes = descendants(launcher.pid)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    while any(is_alive(pid) for pid in processes):
+        time.sleep(0.2)
+    assert "run_finished" not in events.read_text()
+    resume = subprocess.run(
+        [Path(sys.executable).with_name("jointdiff-server"), "resume", "killed", "--home", str(home)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=500, check=False,
+    )  # fmt: skip
+    assert resume.returncode == 0, resume.stdout + resume.stderr
+    assert "Resumed after round" in resume.stdout and "4/4" in resume.stdout
+    straight = run_local(parse_run_config({**settings, "home": str(tmp_path / "straight")}))
+    weights = [load_file(f / "checkpoints" / "last.safetensors") for f in (home / "runs" / "killed", straight)]
+    assert all(np.array_equal(weights[0][name], weights[1][name]) for name in weights[1])
+
+
 def test_a_crash_ends_non_zero_with_its_cause_in_the_last_line(tmp_path: Path, stand_in: Path) -> None:
     launcher = start(tmp_path / "home", stand_in, "run-name=crash")
     out, _ = launcher.communicate(timeout=500)
@@ -127,7 +164,8 @@ def test_ctrl_c_stops_run_daemon_and_workers(hanging: tuple[subprocess.Popen[str
     launcher.send_signal(signal.SIGINT)  # the impatient press twice
     out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode == 130, out
-    assert "stopped by SIGINT" in out.strip().splitlines()[-1]
+    assert "stopped by SIGINT" in out
+    assert "--resume hang" in out.strip().splitlines()[-1]
     assert not [pid for pid in processes if is_alive(pid)]
     assert not _strangers_of(tmp_path / "home")
     events = [json.loads(line) for line in (tmp_path / "home/runs/hang/events.jsonl").read_text().splitlines()]
