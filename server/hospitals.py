@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from jointdiff import protocol
@@ -29,6 +30,8 @@ MESSAGE_TYPES = {
     protocol.EVALUATE: "evaluate",
     protocol.EXPLAIN: "query.explain",
 }
+# A message's time to live is the hospital's time to answer: Flower may notice that it is over before we do.
+_EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
 _POLL_S = (0.02, 0.5)  # first and longest pause between two looks for replies
 _log = logging.getLogger(__name__)
 
@@ -126,14 +129,19 @@ class Hospitals:
                     answered = True
                     del sent[message_id]
                     idle.append(note.node_id)
-                    yield read_reply(note.hospital, message, bytes_in=note.num_bytes)
+                    if message.has_error() and message.error.code in _EXPIRED:
+                        yield self._too_late(note)
+                    else:
+                        yield read_reply(note.hospital, message, bytes_in=note.num_bytes)
                 if message_id in sent and self._clock() >= note.deadline:
                     del sent[message_id]  # and its node stays out of this question: it is still at work, or dead
-                    reason = f"no reply within {self._reply_timeout_s:.0f} s"
-                    yield failure(note.hospital, reason, bytes_in=note.num_bytes)
+                    yield self._too_late(note)
             if not answered and sent:
                 self._sleep(pause_s)
             pause_s = _POLL_S[0] if answered else min(2 * pause_s, _POLL_S[1])
+
+    def _too_late(self, note: _Sent) -> Reply:
+        return failure(note.hospital, f"no reply within {self._reply_timeout_s:.0f} s", bytes_in=note.num_bytes)
 
     def _send(self, question: RoundInstructions, arrays: ArrayRecord, node_id: int) -> tuple[str, _Sent]:
         content = pack(question, arrays)

@@ -23,7 +23,7 @@ from jointdiff.events import read_events
 from jointdiff.overrides import to_toml
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
-TIMEOUT_S = 40
+TIMEOUT_S = 60
 BIN = Path(sys.executable).parent
 
 # The real ClientApp behind a fault: in round 1 one process is killed, in round 2 another one hangs.
@@ -154,6 +154,6 @@ def test_killed_hanging_and_dead_processes_cost_their_rounds_and_are_named(tiny_
     failed = {(e["round"], e["hospital"], e["kind"]): e["reason"] for e in events if e["event"] == "hospital_failed"}
     assert (1, "hospital-1", "train") in failed and (2, "hospital-2", "train") in failed
     assert f"no reply within {TIMEOUT_S} s" in failed[2, "hospital-2", "train"]
-    assert any(number == 3 for number, _, _ in failed), "the node that died in round 3 is named"
+    assert any(number == 3 for number, _, _ in failed), "whoever the dead node answered for in round 3 is named"
     counts = [e["num_replies"] for e in events if e["event"] == "round_aggregated"]
     assert len(counts) == 3 and counts[0] == 2 and counts[1] == 2 and counts[2] >= 1

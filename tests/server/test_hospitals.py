@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from jointdiff import protocol
 from jointdiff.errors import RunError
@@ -174,3 +175,15 @@ def test_a_node_that_comes_late_is_waited_for():
             return [] if self.looks < 4 else super().get_node_ids()
 
     assert ask(Late(), 2)["hospital-2"].status == "ok"
+
+
+def test_a_message_that_flower_calls_expired_is_a_reply_that_came_too_late():
+    class Expiring(ScriptedGrid):
+        def pull_messages(self, message_ids):
+            replies = list(super().pull_messages(message_ids))
+            return [Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "gone"), reply_to=reply) for reply in replies]
+
+    clock = Clock()
+    hospitals = Hospitals(Expiring(num_nodes=1), ["a"], clock=clock, sleep=clock.sleep, reply_timeout_s=40)
+    (reply,) = hospitals.ask(questions(1), ArrayRecord())
+    assert reply.report.reason == "no reply within 40 s" and not reply.unreachable
