@@ -32,7 +32,8 @@ MESSAGE_TYPES = {
 }
 # A message's time to live is the hospital's time to answer: Flower may notice that it is over before we do.
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-_POLL_S = (0.02, 0.5)  # first and longest pause between two looks for replies
+_POLL_S = (0.02, 0.5)  # shortest and longest pause between two looks for replies
+_POLL_SHARE = 0.05  # of the time since the last reply: so late at most is a reply noticed
 _log = logging.getLogger(__name__)
 
 
@@ -99,7 +100,7 @@ class Hospitals:
         waiting = deque(questions)
         idle = deque(self.wait_for_nodes())
         sent: dict[str, _Sent] = {}
-        pause_s = _POLL_S[0]
+        quiet_since = self._clock()
         while waiting or sent:
             while waiting and idle:
                 question = waiting.popleft()
@@ -136,9 +137,11 @@ class Hospitals:
                 if message_id in sent and self._clock() >= note.deadline:
                     del sent[message_id]  # and its node stays out of this question: it is still at work, or dead
                     yield self._too_late(note)
-            if not answered and sent:
-                self._sleep(pause_s)
-            pause_s = _POLL_S[0] if answered else min(2 * pause_s, _POLL_S[1])
+            now = self._clock()
+            if answered:
+                quiet_since = now
+            elif sent:
+                self._sleep(min(max(_POLL_SHARE * (now - quiet_since), _POLL_S[0]), _POLL_S[1]))
 
     def _too_late(self, note: _Sent) -> Reply:
         return failure(note.hospital, f"no reply within {self._reply_timeout_s:.0f} s", bytes_in=note.num_bytes)

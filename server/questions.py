@@ -6,7 +6,6 @@ and is named in the events with the reason. Too few good answers: the question i
 
 from __future__ import annotations
 
-import gc
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +27,6 @@ from server.spool import Spool
 Tensors = Mapping[str, np.ndarray]
 Check = Callable[[Reply, Tensors], None]
 CheckAll = Callable[[Sequence[Reply], Spool], Mapping[str, str]]
-_LARGE_BYTES = 2**20
 BACKOFF_S = 2.0  # before the first repetition; doubled for each further one
 _DONE = {"ok": "hospital_replied", "failed": "hospital_failed", "refused": "hospital_refused"}
 
@@ -120,10 +118,7 @@ class Questions:
                 if reply.surplus:
                     continue
                 spool.write(reply.hospital, reply.tensors)
-                num_bytes = reply.bytes_out
-                reply = replies[reply.hospital] = replace(reply, tensors={})
-                if num_bytes > _LARGE_BYTES:
-                    gc.collect()  # Flower's records hold each other in cycles: models would pile up until Python looks
+                replies[reply.hospital] = replace(reply, tensors={})
             waiting = [name for name in waiting if replies[name].unreachable]
             if not waiting:
                 break

@@ -64,7 +64,9 @@ def read_reply(hospital: str, message: Message, *, bytes_in: int = 0) -> Reply:
     bytes_out = num_bytes(message.content)
     try:
         report = _read_report(str(message.content.config_records["report"]["json"]), hospital)
-        tensors = {name: array.numpy() for name, array in message.content.array_records["arrays"].items()}
+        arrays = message.content.array_records["arrays"]
+        tensors = {name: array.numpy() for name, array in arrays.items()}
+        arrays.clear()  # Flower's records hold each other in cycles: models would pile up until Python looks for them
     except Exception as error:  # the sender is not trusted: any error here is its fault, not ours
         reason = f"its reply cannot be read ({error})" if isinstance(error, _BadReportError) else (
             f"its reply cannot be read ({type(error).__name__})")  # fmt: skip
