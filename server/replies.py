@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from jointdiff.protocol import RoundInstructions, RoundReport
 
@@ -59,8 +60,10 @@ def num_bytes(content: RecordDict) -> int:
 def read_reply(hospital: str, message: Message, *, bytes_in: int = 0) -> Reply:
     """Read what came back for `hospital`; whatever is wrong with it becomes a failed reply with the reason."""
     if message.has_error():
-        return failure(hospital, f"its process ended without an answer (Flower's code {message.error.code})",
-                       bytes_in=bytes_in, unreachable=True)  # fmt: skip
+        gone = message.error.code == ErrorCode.NODE_UNAVAILABLE
+        what = "its SuperNode is not connected" if gone else "its process ended without an answer"
+        reason = f"{what} (Flower's code {message.error.code})"
+        return failure(hospital, reason, bytes_in=bytes_in, unreachable=True)
     bytes_out = num_bytes(message.content)
     try:
         report = _read_report(str(message.content.config_records["report"]["json"]), hospital)
