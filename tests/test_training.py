@@ -8,7 +8,14 @@ from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.data import hospital_data
 from jointdiff.errors import ConfigError
 from jointdiff.model import JointModel
-from jointdiff.training import head_is_solved_after, learning_rate_at, select_device, term_weights, train_round
+from jointdiff.training import (
+    add_proximal_gradient,
+    head_is_solved_after,
+    learning_rate_at,
+    select_device,
+    term_weights,
+    train_round,
+)
 
 RUN = RunConfig(num_rounds=4, local_steps=2, batch_size=4, num_labels=12, device="cpu")
 MODEL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
@@ -153,3 +160,13 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
     assert select_device("cuda:0") == torch.device("cuda", 0)
     with pytest.raises(ConfigError, match=r"sees 1 GPU\(s\), numbered from 0"):
         select_device("cuda:1")
+
+
+def test_the_proximal_gradient_is_mu_times_the_way_from_the_start():
+    start = [torch.tensor([1.0, -2.0]), torch.tensor([3.0])]
+    moved = [torch.nn.Parameter(torch.tensor([1.5, -2.0])), torch.nn.Parameter(torch.tensor([1.0]))]
+    loss = (moved[0] ** 2).sum()
+    loss.backward()
+    add_proximal_gradient(moved, start, 0.1)
+    torch.testing.assert_close(moved[0].grad, 2 * torch.tensor([1.5, -2.0]) + 0.1 * torch.tensor([0.5, 0.0]))
+    assert moved[1].grad is None, "what has no gradient is not moved"

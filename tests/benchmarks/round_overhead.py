@@ -1,7 +1,7 @@
 """Seconds per round beside Flower's plain FedAvg: `python tests/benchmarks/round_overhead.py`.
 
 One run of Flower's simulation, three hospitals on three SuperNodes that take turns with both loops, repeated: local
-work of one second, then none. Ours checks, spools, merges and saves a durable state with every round; Flower's averages.
+work of one second, then none. Ours checks, spools, merges and saves a durable state every round; Flower's averages.
 """
 
 from __future__ import annotations
