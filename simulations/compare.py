@@ -100,9 +100,9 @@ def run_one(run: RunConfig, method: str, name: str) -> Row:
     else:
         from simulations.local import run_local
 
-        if folder.exists():  # interrupted: it starts again under the same name
-            folder.rename(folder.with_name(f"{name}.broken-{int(time.time())}"))
-        run_local(run)
+        if folder.exists():  # interrupted: it goes on after its last complete round
+            _check_same(folder, run)
+        run_local(replace(run, resume=folder.exists()))
     metrics = storage.read_json(folder / "metrics.json")
     pooled = metrics["final"]["pooled"]
     steps = run.num_rounds * run.local_steps

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+import yaml
 
 from simulations.compare import Row, half_width_95, main, parse_seeds, table
 
@@ -62,7 +63,8 @@ def test_finished_runs_are_taken_and_others_are_done_again(compare, tiny_run, tm
     ]
     runs = tmp_path / "home" / "runs"
     done = []
-    monkeypatch.setattr("server.rounds.Federation.round", lambda *_: done.append(1) or pytest.fail("trained again"))
+    next_round = "server.rounds.Federation.next_round"
+    monkeypatch.setattr(next_round, lambda *_: done.append(1) or pytest.fail("trained again"))
     code, again, _ = compare(*methods)
     assert code == 0 and not done
     assert again.split("\nauc")[1].split("| seconds")[0] == first.split("\nauc")[1].split("| seconds")[0]
@@ -70,7 +72,19 @@ def test_finished_runs_are_taken_and_others_are_done_again(compare, tiny_run, tm
     diary = runs / "compare-joint-1" / "events.jsonl"
     diary.write_text("".join(line for line in diary.open() if "run_finished" not in line))
     assert compare(*methods)[0] == 0
-    assert "run_finished" in diary.read_text() and len(list(runs.glob("compare-joint-1.broken-*"))) == 1
+    assert "run_finished" in diary.read_text() and "run_resumed" in diary.read_text()
+
+
+def test_a_method_may_have_a_preset_of_its_own(compare, tmp_path):
+    code, out, error = compare("--methods", "joint:joint-warmup,joint", "--split-seeds", "0")
+    assert code == 0, error
+    assert "| split-seed | joint:joint-warmup | joint |" in out
+    presets = [
+        yaml.safe_load((tmp_path / "home" / "runs" / f"compare-{name}-0" / "config.yaml").read_text())["run"]["preset"]
+        for name in ("joint-joint-warmup", "joint")
+    ]
+    assert presets == ["joint-warmup", ""]
+    assert compare("--methods", "joins:joint-warmup")[0] == 2
 
 
 def test_an_old_run_with_other_settings_is_no_result(compare):
