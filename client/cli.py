@@ -7,24 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jointdiff.errors import JointDiffError
+from jointdiff.command_line import exit_code_of
 from jointdiff.storage import home
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or the error's exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        options.command(options)
-        return 0
-    except JointDiffError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        print("stopped by SIGINT.", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,12 +6,12 @@ import argparse
 import csv
 import io
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jointdiff.command_line import exit_code_of
 from jointdiff.config import Config, RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import CheckpointError, ConfigError, JointDiffError
 from jointdiff.overrides import absolute_paths, parse_overrides
@@ -28,17 +28,7 @@ _KEYS = "run-config keys as KEY=VALUE (simulations/3_hospitals/README.md describ
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or the error's exit code."""
     options = _parse(arguments)
-    try:
-        options.command(options)
-        return 0
-    except JointDiffError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        print("stopped by SIGINT.", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: options.command(options))
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from jointdiff import storage
-from jointdiff.errors import ConfigError, JointDiffError, RunError, nearest
+from jointdiff.command_line import exit_code_of
+from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.views.format import MISSING, num_bytes, number
 from jointdiff.views.terminal import printable
 from server import prune, resume, runs
@@ -22,16 +23,7 @@ _COLUMNS = ("run", "state", "round", "method", "data", "hospitals", "AUC", "bal.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return 0, or the error's exit code."""
     options = _parser().parse_args(arguments)
-    try:
-        return int(options.command(options) or 0)
-    except JointDiffError as error:
-        sys.stdout.flush()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        sys.stdout.flush()
-        print("stopped by SIGINT.", file=sys.stderr)
-        return 130
+    return exit_code_of(lambda: options.command(options))
 
 
 def _parser() -> argparse.ArgumentParser:

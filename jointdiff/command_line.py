@@ -1,0 +1,24 @@
+"""How every command of ours ends: the true exit code, and one clear error in the last line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from jointdiff.errors import JointDiffError
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells say
+
+
+def exit_code_of(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code; our own errors and Ctrl-C become a line on standard error."""
+    try:
+        return int(command() or 0)
+    except JointDiffError as error:
+        sys.stdout.flush()
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        sys.stdout.flush()
+        sys.stderr.write("stopped by SIGINT.\n")
+        return INTERRUPTED
