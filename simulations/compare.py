@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import math
 import sys
 import time
@@ -20,7 +21,15 @@ import numpy as np
 import yaml
 
 from jointdiff import storage
-from jointdiff.config import RunConfig, parse_run_config, resolve, to_mapping
+from jointdiff.config import (
+    RunConfig,
+    TrainingConfig,
+    from_mapping,
+    parse_run_config,
+    read_preset,
+    resolve,
+    to_mapping,
+)
 from jointdiff.data import dataset_info, hospital_data
 from jointdiff.errors import ConfigError, JointDiffError
 from jointdiff.events import read_events
@@ -79,22 +88,23 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def run_one(run: RunConfig, method: str, name: str) -> Row:
+def run_one(run: RunConfig, method: str, prefix: str) -> Row:
     """Return one run's result, from its folder if it has finished before.
 
     Args:
         run: All other settings.
-        method: A method, with a preset of its own where that is not the method's: `joint:joint-warmup`.
-        name: The run's name.
+        method: As `choice` reads it.
+        prefix: Begins the run's name.
 
     Raises:
         ConfigError: A run of that name has finished, with other settings.
     """
-    folder = Path(run.home, "runs", name)
-    if method == PIXELS:
+    kind, preset = choice(method, Path(run.home, "presets"))
+    if kind == PIXELS:
         return _pixels(run)
-    kind, _, preset = method.partition(":")
-    run = replace(run, method=kind, preset=preset or run.preset, run_name=name)
+    name = "-".join(filter(None, (prefix, kind, Path(preset).stem, str(run.split_seed))))
+    folder = Path(run.home, "runs", name)
+    run = absolute_paths(replace(run, method=kind, preset=preset or run.preset, run_name=name))
     if _finished(folder):
         _check_same(folder, run)
     else:
@@ -107,6 +117,34 @@ def run_one(run: RunConfig, method: str, name: str) -> Row:
     pooled = metrics["final"]["pooled"]
     steps = run.num_rounds * run.local_steps
     return Row(method, run.split_seed, pooled["auc"], pooled["balanced_accuracy"], steps, _seconds(folder))
+
+
+def choice(method: str, folder: Path) -> tuple[str, str]:
+    """Read `kind[:preset][+key=value]...`; return the method's kind and its training preset ('' = the kind's own).
+
+    Args:
+        method: As the user types it: `joint`, `joint:joint-warmup`, `supervised+learning-rate=0.002+ema-decay=0`.
+        folder: A changed preset is written here as a file, named by its content: the same changes, the same file.
+
+    Raises:
+        ConfigError: No such method, preset or key, or a value of the wrong type.
+    """
+    base, *pairs = method.split("+")
+    kind, _, preset = base.partition(":")
+    if kind not in METHODS:
+        raise ConfigError(f"Unknown method '{kind}': known are {', '.join(METHODS)}.")
+    if not pairs:
+        return kind, preset
+    if not all("=" in pair for pair in pairs):
+        raise ConfigError(f"Changes to a method are written METHOD+key=value+key=value, not {method!r}.")
+    changes = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    tree = {**read_preset("training", preset or kind), **changes}
+    from_mapping(TrainingConfig, tree, f"'{method}'")  # a typo is told before anything is written
+    text = yaml.safe_dump(tree)
+    path = folder / f"{Path(preset or kind).stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}.yaml"
+    folder.mkdir(parents=True, exist_ok=True)
+    storage.write_atomic(path, text)
+    return kind, str(path)
 
 
 def _finished(folder: Path) -> bool:
@@ -177,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a comparison; return 0, or the error's exit code."""
     parser = argparse.ArgumentParser(prog="simulations.compare", description="Compare methods paired over label draws.")
     parser.add_argument(
-        "--methods", default=",".join(METHODS), help="comma-separated, METHOD or METHOD:PRESET (default: %(default)s)"
+        "--methods",
+        default=",".join(METHODS),
+        help="comma-separated, METHOD[:PRESET][+key=value]... (default: %(default)s)",
     )
     parser.add_argument("--split-seeds", default="0-9", help="label draws (default: %(default)s)")
     parser.add_argument("--run-config", "-c", action="append", default=[], metavar='"KEY=VALUE ..."')
@@ -186,17 +226,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         methods = options.methods.split(",")
-        for method in methods:
-            if method.partition(":")[0] not in METHODS:
-                raise ConfigError(f"Unknown method '{method}': known are {', '.join(METHODS)}.")
         base = absolute_paths(parse_run_config({**to_mapping(RunConfig()), **parse_overrides(options.run_config)}))
         base = replace(base, home=str(storage.home(base.home)))
+        for method in methods:  # a typo in the last one is told before the first one runs
+            choice(method, Path(base.home, "presets"))
         rows: list[Row] = []
         for seed in parse_seeds(options.split_seeds):
             for method in methods:
-                row = run_one(
-                    replace(base, split_seed=seed), method, f"{options.name}-{method.replace(':', '-')}-{seed}"
-                )
+                row = run_one(replace(base, split_seed=seed), method, options.name)
                 rows.append(row)
                 print(f"{method:12} split-seed {seed:3}  auc {row.auc:.3f}  {row.seconds:.0f} s", flush=True)
         if options.csv:

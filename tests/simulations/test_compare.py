@@ -87,6 +87,24 @@ def test_a_method_may_have_a_preset_of_its_own(compare, tmp_path):
     assert compare("--methods", "joins:joint-warmup")[0] == 2
 
 
+def test_a_method_may_have_changes_to_its_preset(compare, tmp_path):
+    method = "supervised+learning-rate=0.004+labelled-view=weak"
+    code, out, error = compare("--methods", f"supervised,{method}", "--split-seeds", "0")
+    assert code == 0, error
+    assert f"| split-seed | supervised | {method} |" in out
+    (changed,) = (tmp_path / "home" / "runs").glob("compare-supervised-supervised-*-0")
+    plain = tmp_path / "home" / "runs" / "compare-supervised-0"
+    was, now = (yaml.safe_load((f / "config.yaml").read_text())["training"] for f in (plain, changed))
+    assert {key: now[key] for key in now if now[key] != was[key]} == {"learning-rate": 0.004, "labelled-view": "weak"}
+    for wrong, message in (
+        ("supervised+learning-rat=1", "learning-rate"),
+        ("supervised+learning-rate=fast", "must be of type float"),
+        ("supervised+ridge", "METHOD+key=value"),
+    ):
+        code, _, error = compare("--methods", wrong)
+        assert code == 2 and message in error
+
+
 def test_an_old_run_with_other_settings_is_no_result(compare):
     choice = ["--methods", "joint", "--split-seeds", "0"]
     assert compare(*choice)[0] == 0
