@@ -26,6 +26,7 @@ from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.sample_grades import PREFIX
 from jointdiff.statistics import ClassificationStatistics
 from jointdiff.training import select_device, train_round
 
@@ -91,7 +92,9 @@ class Site:
 
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`; the caller adds what it found."""
-        return RoundReport(self.instructions.hospital, num_images=len(images), num_labels=images.num_labelled)
+        # How many labels there are is a count over records; how many records, is public.
+        num_labels = 0 if self.config.private else images.num_labelled
+        return RoundReport(self.instructions.hospital, num_images=len(images), num_labels=num_labels)
 
 
 def site_folder(instructions: RoundInstructions) -> Path:
@@ -100,10 +103,19 @@ def site_folder(instructions: RoundInstructions) -> Path:
 
 
 def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
-    return replace(site.report(site.data.train), table=class_table(site.data)), {}
+    table = class_table(site.data)
+    if site.config.private:
+        table = {
+            name: value for name, value in table.items() if name not in ("labelled", "num_labelled", "num_unlabelled")
+        }
+    return replace(site.report(site.data.train), table=table), {}
 
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    if site.config.private:
+        from client.private_round import train_privately  # Opacus is slow to load, and few need it
+
+        return train_privately(site, tensors)
     ask = site.instructions
     model = site.model(tensors)
     metrics, new_state = train_round(
@@ -121,6 +133,8 @@ def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    if site.config.private:
+        raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
     return site.report(site.data.train), statistics
 
@@ -146,6 +160,8 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         device=site.device,
         folder=folder,
     )
+    if site.config.private:  # the referee and the realism of samples are computed from training images: they stay here
+        grades = {k: v for k, v in grades.items() if "referee" not in k and not k.startswith(PREFIX)}
     return replace(site.report(site.data.test), num_images=num_graded, metrics=grades), {}
 
 

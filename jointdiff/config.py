@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -50,6 +51,12 @@ class RunConfig:
     min_hospitals: int = 0  # good replies that a round needs; 0 = more than half
     round_timeout_s: int = 3600  # for one hospital's one answer, the start of its process included
     round_retries: int = 2  # how often a hospital that was lost is asked again, and a round with too few is repeated
+    target_epsilon: float = (
+        0.0  # differential privacy: what the whole run may cost each hospital; 0 = see noise-multiplier
+    )
+    noise_multiplier: float = 0.0  # the same, said as noise; 0 = found from target-epsilon; both 0 = no privacy
+    delta: float = 1e-4  # of every epsilon; below one over a hospital's number of records
+    initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
     model: str = "auto"  # a name in configs/model/; auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
@@ -106,6 +113,9 @@ class TrainingConfig:
     grad_clip: float = 1.0  # norm; 0 disables
     ema_decay: float = 0.25  # of the server's average over rounds; 0 disables
     autocast: str = "auto"  # auto | bf16 | off
+    max_grad_norm: float = 1.0  # private runs: largest norm of one record's gradient
+    noise_multiplicity: int = 1  # private runs: draws of timestep and noise per record (Dockhorn et al. 2023)
+    physical_batch: int = 64  # private runs: records in one pass; a Poisson batch is done in parts
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,11 @@ class Config:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return nested plain dicts with kebab-case keys, fit for YAML and JSON."""
         return {f.name: to_mapping(getattr(self, f.name)) for f in fields(self)}
+
+    @property
+    def private(self) -> bool:
+        """Whether hospitals train with differential privacy."""
+        return self.run.target_epsilon > 0 or self.run.noise_multiplier > 0
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
@@ -249,6 +264,16 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             f"proximal-mu must be at least 0 and server-learning-rate above 0, not {run.proximal_mu} and "
             f"{run.server_learning_rate}."
         )
+    if not (0 <= run.target_epsilon < math.inf and 0 <= run.noise_multiplier < math.inf and 0 < run.delta < 1):
+        raise ConfigError(
+            "target-epsilon and noise-multiplier must be at least 0 and delta between 0 and 1, not "
+            f"{run.target_epsilon}, {run.noise_multiplier} and {run.delta}."
+        )
+    if run.target_epsilon and run.noise_multiplier:
+        raise ConfigError(
+            f"target-epsilon={run.target_epsilon} and noise-multiplier={run.noise_multiplier} are two ways to say one "
+            "thing: give one of them."
+        )
     _one_of("eval-split", run.eval_split, EVAL_SPLITS)
     scheme, _, alpha = run.partition.partition(":")
     _one_of("partition", scheme, ("iid", "dirichlet", "scanner", "by-source"))
@@ -288,7 +313,9 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     name = run.model if run.model != "auto" else _model_for(run.image_size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
-    preset = run.preset or run.method
+    private = run.target_epsilon > 0 or run.noise_multiplier > 0
+    own = f"{run.method}-private"
+    preset = run.preset or (own if private and own in preset_names("training") else run.method)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     return Config(run=run, model=model, training=training)
 

@@ -20,6 +20,7 @@ from jointdiff.model import JointModel, to_network
 from jointdiff.reproducibility import generator_for
 
 MAX_VIEWS = 4096  # views in all per hospital: with many labels fewer of each
+NUM_PUBLIC = 512  # phantoms that a private run's head is standardised on
 LOGIT_SPREAD = 2.5  # standard deviation of a solved logit over all images
 
 
@@ -145,6 +146,15 @@ def solve_head(sums: Mapping[str, np.ndarray], config: Config) -> dict[str, torc
         "head.linear.weight": torch.from_numpy(weight.T.copy()).float(),
         "head.linear.bias": torch.from_numpy(bias).float(),
     }
+
+
+def public_standardisation(model: JointModel, config: Config, device: torch.device) -> dict[str, np.ndarray]:
+    """Return the sums that standardise a gradient head, over phantoms: for runs in which no site's sums may travel."""
+    from jointdiff.data.registry import load_dataset
+
+    name = "phantom:rgb" if config.model.channels == 3 else "phantom"
+    images = load_dataset(name, image_size=config.model.image_size).train.images[:NUM_PUBLIC]
+    return standardisation_sums(extract_features(model, images, device=device).cpu().numpy())
 
 
 def head_statistics(

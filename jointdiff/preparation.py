@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from jointdiff import storage
+from jointdiff import checkpoint, storage
 from jointdiff.config import Config, RunConfig, resolve, to_mapping
 from jointdiff.data import DatasetInfo, dataset_info
 from jointdiff.errors import ConfigError, RunError, nearest
@@ -38,9 +38,25 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
         sites_home=str(Path(run.sites_home).expanduser().absolute()) if run.sites_home else "",
     )
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
-    with torch.device("meta"):
-        JointModel(config.model)  # a model that cannot be built must say so before there is a folder
+    check_startable(config)  # what cannot start must say so before there is a folder
     return config, info, storage.create_run(home, run.run_name)
+
+
+def check_startable(config: Config) -> None:
+    """Check the parts of a configuration that need torch, but no images.
+
+    Raises:
+        ConfigError: The model cannot be built, or something in a private run cannot be private.
+        CheckpointError: The weights to start from are missing, damaged, or of another architecture.
+    """
+    with torch.device("meta"):
+        JointModel(config.model)
+    if config.private:
+        from jointdiff.privacy import refuse_what_cannot_be_private  # Opacus is slow to load, and few need it
+
+        refuse_what_cannot_be_private(config)
+    if config.run.initial_weights:
+        initial_weights(config)
 
 
 def reopen(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
@@ -107,12 +123,15 @@ def run_name_for(run: RunConfig) -> str:
 
 
 def initial_weights(config: Config) -> dict[str, np.ndarray]:
-    """Return the state_dict of a fresh model, drawn from the run's seed, as float32 arrays.
+    """Return the weights a run starts from, as float32 arrays: a checkpoint's, or a fresh model's drawn from the seed.
 
     Raises:
         ConfigError: The model does not fit the images.
+        CheckpointError: The checkpoint is missing, damaged, or of another architecture.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.run.seed, SERVER, 0, "initial weights"))
         model = JointModel(config.model)
+    if config.run.initial_weights:
+        checkpoint.load_into(model, config.run.initial_weights)
     return {name: tensor.numpy().astype(np.float32) for name, tensor in model.state_dict().items()}

@@ -22,6 +22,7 @@ from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
 from jointdiff.model import JointModel, to_network
+from jointdiff.optimizer_state import load_moments, save_moments
 from jointdiff.reproducibility import generator_for
 from jointdiff.schedule import SCHEDULES
 
@@ -65,18 +66,20 @@ def learning_rate_at(step: int, num_steps: int, training: TrainingConfig) -> flo
 
 
 @dataclass(frozen=True)
-class _Weights:
+class TermWeights:
+    """The weights of the loss's three terms."""
+
     diffusion: float
     label: float
     pseudo: float
 
 
-def term_weights(config: Config, round_number: int) -> _Weights:
+def term_weights(config: Config, round_number: int) -> TermWeights:
     """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone."""
     t = config.training
     early = round_number <= round(t.pseudo_start_fraction * config.run.num_rounds)
     warm = round_number <= num_warmup_rounds(config)
-    return _Weights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm or early else t.pseudo_weight)
+    return TermWeights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm or early else t.pseudo_weight)
 
 
 def num_warmup_rounds(config: Config) -> int:
@@ -159,7 +162,7 @@ def train_round(
     model.to(memory_format=torch.channels_last)
     learned = list(model.parameters())
     optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True)
-    _load_moments(optimizer, state)
+    load_moments(optimizer, state, learned)
     model.train()
 
     anchor = [p.detach().clone() for p in learned] if run.strategy == "fedprox" else []
@@ -174,7 +177,7 @@ def train_round(
             if weights.diffusion:
                 x = weak_view(sampler.take(sampler.draw(sampler.all, run.batch_size)), generator)
                 t = torch.randint(training.num_timesteps, (len(x),), generator=generator, device=device)
-                terms["loss_diffusion"] = _denoising_term(model, x, t, alpha_bar, training, generator)
+                terms["loss_diffusion"] = denoising_term(model, x, t, alpha_bar, training, generator).mean()
             views, num_labelled = [], 0
             if weights.label and len(sampler.labelled):
                 index = sampler.draw(sampler.labelled, min(training.labelled_batch, run.batch_size))
@@ -223,7 +226,7 @@ def train_round(
         metrics["pseudo_accuracy"] = right / metrics["pseudo_coverage"]
     metrics["learning_rate"] = rate
     metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)
-    return metrics, _save_state(optimizer, thresholds)
+    return metrics, _save_state(optimizer, thresholds, learned)
 
 
 def add_proximal_gradient(
@@ -235,7 +238,7 @@ def add_proximal_gradient(
             parameter.grad.add_(parameter.detach() - start, alpha=proximal_mu)
 
 
-def _denoising_term(
+def denoising_term(
     model: JointModel,
     x: torch.Tensor,
     t: torch.Tensor,
@@ -243,11 +246,18 @@ def _denoising_term(
     training: TrainingConfig,
     generator: torch.Generator,
 ) -> torch.Tensor:
+    """Return the denoising loss of each record [B]: the prediction of a noised image against its target.
+
+    Args:
+        x: [B,C,H,W] in [-1,1].
+        t: int64 [B] in 0..T-1.
+        alpha_bar: [T].
+    """
     eps = torch.randn(x.shape, generator=generator, device=x.device)
     noised = diffusion.add_noise(x, eps, t, alpha_bar)
     goal = diffusion.target(x, eps, t, alpha_bar, prediction=training.prediction)
     weight = diffusion.min_snr_weight(t, alpha_bar, gamma=training.snr_gamma, prediction=training.prediction)
-    return losses.denoising_loss(model.denoise(noised, t), goal, weight).mean()
+    return losses.denoising_loss(model.denoise(noised, t), goal, weight)
 
 
 @torch.no_grad()
@@ -261,26 +271,11 @@ def _load_thresholds(state: State | None, config: Config) -> pseudo_labels.FreeM
     return pseudo_labels.FreeMatchState(state["thresholds.confidence"], state["thresholds.class_probs"])
 
 
-def _load_moments(optimizer: torch.optim.Optimizer, state: State | None) -> None:
-    if state is None or "optimizer.step" not in state:
-        return
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        if f"optimizer.{i}.exp_avg" not in state:  # never had a gradient
-            continue
-        moments = {name: state[f"optimizer.{i}.{name}"] for name in ("exp_avg", "exp_avg_sq")}
-        optimizer.state[parameter] = {name: torch.empty_like(parameter).copy_(m) for name, m in moments.items()}
-        optimizer.state[parameter]["step"] = state["optimizer.step"].to(parameter.device).clone()
-
-
-def _save_state(optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState) -> dict[str, torch.Tensor]:
-    state = {
+def _save_state(
+    optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState, parameters: Sequence[torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    return {
         "thresholds.confidence": thresholds.confidence.cpu(),
         "thresholds.class_probs": thresholds.class_probs.cpu(),
+        **save_moments(optimizer, parameters),
     }
-    for i, parameter in enumerate(optimizer.param_groups[0]["params"]):
-        moments = optimizer.state.get(parameter)
-        if moments:
-            state["optimizer.step"] = moments["step"].detach().cpu().clone()
-            for name in ("exp_avg", "exp_avg_sq"):
-                state[f"optimizer.{i}.{name}"] = moments[name].detach().cpu().contiguous()
-    return state

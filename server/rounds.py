@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from flwr.serverapp import Grid
 
 from jointdiff import protocol, storage
@@ -20,7 +21,8 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
 from jointdiff.grading import merge_grades
-from jointdiff.head import head_sums, solve_head, standardisation_sums
+from jointdiff.head import head_sums, public_standardisation, solve_head, standardisation_sums
+from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
 from jointdiff.sample_grades import PREFIX, merge_sample_grades
@@ -180,6 +182,10 @@ class Federation:
         """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
         if not head_is_solved_after(number, self.config):
             return
+        if self.config.private:  # no sums over a site's features leave it: synthetic scans stand in
+            if not self.config.run.initial_weights:  # which bring their own standardisation
+                self._take_head(self._public_head())
+            return
         model = self.config.model
         no_labels = np.zeros((0, model.num_outputs) if model.task == "multi-label" else 0, np.int64)
         no_images = np.zeros((0, len(self.weights["head.mean"])))
@@ -196,7 +202,17 @@ class Federation:
         ) as answers:
             for _, tensors in answers.tensors():
                 total.add(tensors, 1)
-        head = {name: tensor.numpy() for name, tensor in solve_head(total.total(), self.config).items()}
+        self._take_head(solve_head(total.total(), self.config))
+
+    def _public_head(self) -> dict[str, torch.Tensor]:
+        device = select_device(self.config.run.device)
+        model = JointModel(self.config.model)
+        model.load_state_dict({name: torch.tensor(array) for name, array in self.average.items()})
+        return solve_head(public_standardisation(model.to(device), self.config, device), self.config)
+
+    def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
+        """Put the head's tensors into both models, unless they are nonsense."""
+        head = {name: tensor.numpy() for name, tensor in solved.items()}
         try:
             check_update(head, like={name: self.weights[name] for name in head})
         except ValueError as error:

@@ -108,18 +108,16 @@ def check(run: RunConfig) -> Config:
 
     info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
-    for index in range(run.num_hospitals):
-        hospital_data(run, index)
-    _check_model(config)
-    return config
-
-
-def _check_model(config: Config) -> None:
-    import torch
-
-    from jointdiff.model import JointModel
+    from jointdiff.preparation import check_startable
     from jointdiff.training import select_device
 
+    check_startable(config)
     select_device(config.run.device)
-    with torch.device("meta"):
-        JointModel(config.model)
+    for index in range(run.num_hospitals):
+        data = hospital_data(run, index)
+        if config.private:
+            from jointdiff.privacy import num_units
+            from jointdiff.private_training import plan_for
+
+            plan_for(config, num_units(data.train))
+    return config

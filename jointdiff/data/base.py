@@ -40,6 +40,7 @@ class ImageSet:
     images: np.ndarray  # uint8 [N, H, W, C]
     labels: np.ndarray  # int64 [N] (multi-class) or [N, L] (multi-label); UNKNOWN where not known
     sources: np.ndarray | None = None  # int64 [N], e.g. the scanner or department an image came from
+    patients: np.ndarray | None = None  # int64 [N], whom an image is of: the unit of privacy where it is known
     masks: np.ndarray | None = None  # bool [N, H, W], the lesion's pixels
     twins: np.ndarray | None = None  # uint8 [N, H, W, C], the same scan without its lesion
 

@@ -1,0 +1,101 @@
+"""A site's part in one round of private training: look whether it was answered before, pay, train, keep the answer.
+
+The order is what protects: the ledger is written before a step is taken, so that no crash can hide one; and a round
+that the server repeats gets the reply it got before, since a new draw of noise would have to be paid for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from client import state
+from jointdiff.ledger import Ledger, dataset_fingerprint
+from jointdiff.private_training import plan_for, train_private_round
+from jointdiff.privacy import num_units
+from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.storage import atomic_path
+
+if TYPE_CHECKING:
+    from client.round import Answer, Site
+
+
+def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    """Train for one round with differential privacy, or return what was answered to the same question before.
+
+    Args:
+        site: Its configuration is a private one.
+        tensors: The weights that the server sent.
+
+    Raises:
+        ConfigError: The configuration cannot be private.
+        RefusedError: The site's ceiling would be passed, or its ledger is not in order.
+    """
+    ask = site.instructions
+    key = question_key(ask, tensors)
+    kept = site.folder / "state" / ask.run_name / "private-reply.safetensors"
+    if (answer := _kept_reply(kept, key)) is not None:
+        return answer
+    plan = plan_for(site.config, num_units(site.data.train))
+    ledger = Ledger.open(
+        site.folder,
+        dataset=dataset_fingerprint(site.data.train.images),
+        num_records=num_units(site.data.train),
+        unit="image" if site.data.train.patients is None else "patient",
+        delta=plan.delta,
+        ceiling=None,
+    )
+    ledger.spend(
+        run=ask.run_name, round=ask.round, noise_multiplier=plan.noise_multiplier, sample_rate=plan.sample_rate,
+        steps=plan.steps, key=key,
+    )  # fmt: skip
+    model = site.model(tensors)
+    metrics, new_state = train_private_round(
+        model,
+        site.data,
+        site.config,
+        plan,
+        round_number=ask.round,
+        device=site.device,
+        state=state.load(site.folder, ask.run_name, before=ask.round),
+    )
+    state.save(site.folder, ask.run_name, ask.round, new_state)
+    weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    metrics |= {"epsilon": ledger.epsilon, "delta": plan.delta}
+    # How many labels there are is a count over records: it does not leave. How many records, is public.
+    report = RoundReport(ask.hospital, num_images=len(site.data.train), metrics=metrics)
+    _keep_reply(kept, key, report, weights)
+    return report, weights
+
+
+def question_key(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> str:
+    """Return the SHA-256 of all that the server asks: the instructions, and every tensor's name and content."""
+    digest = hashlib.sha256(instructions.to_json().encode())
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        digest.update(f"{name}/{array.dtype}/{array.shape}/".encode() + array.tobytes())
+    return digest.hexdigest()
+
+
+def _kept_reply(path: Path, key: str) -> Answer | None:
+    """Return the reply that was kept, if it was to this very question."""
+    if not path.is_file():
+        return None
+    with safe_open(path, framework="numpy") as file:
+        note = file.metadata()
+        if note["key"] != key:
+            return None
+        return RoundReport.from_json(note["report"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+
+
+def _keep_reply(path: Path, key: str, report: RoundReport, weights: Mapping[str, np.ndarray]) -> None:
+    """Keep a reply in place of the last one, in one step."""
+    with atomic_path(path) as temporary:
+        arrays = {name: np.array(array, order="C") for name, array in weights.items()}
+        save_file(arrays, temporary, metadata={"key": key, "report": report.to_json()})

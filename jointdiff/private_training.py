@@ -1,0 +1,213 @@
+"""One hospital's share of one round under differential privacy: the joint loss, clipped and noised record by record.
+
+The same page as training.py, with three differences. A step draws one Poisson batch of records, each with its label or
+without; a record's loss is one number, so that its whole gradient is clipped once. All randomness comes from the
+operating system. Nothing that is computed from the records leaves but the weights: no loss, no count.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from jointdiff import losses, pseudo_labels
+from jointdiff.accounting import epsilon_of, noise_multiplier_for
+from jointdiff.augment import strong_view, weak_view
+from jointdiff.config import Config
+from jointdiff.data.hospital import HospitalData
+from jointdiff.errors import ConfigError
+from jointdiff.evaluation import predict
+from jointdiff.model import JointModel, to_network
+from jointdiff.optimizer_state import load_moments, save_moments
+from jointdiff.privacy import PoissonBatches, PrivateSteps, chunks, refuse_what_cannot_be_private, system_generator
+from jointdiff.schedule import SCHEDULES
+from jointdiff.training import State, TermWeights, denoising_term, learning_rate_at, term_weights
+
+
+@dataclass(frozen=True)
+class PrivacyPlan:
+    """What one hospital's part in a run costs, known before it starts."""
+
+    noise_multiplier: float  # sigma
+    sample_rate: float  # q: expected batch over units
+    steps: int  # per round
+    num_rounds: int
+    delta: float
+
+    @property
+    def epsilon(self) -> float:
+        """Epsilon of the whole run, by itself."""
+        return epsilon_of([(self.noise_multiplier, self.sample_rate, self.steps * self.num_rounds)], self.delta)
+
+
+def plan_for(config: Config, num_units: int) -> PrivacyPlan:
+    """Return what a hospital with so many records (or patients) will do in every round of a private run.
+
+    Raises:
+        ConfigError: Something in the configuration cannot be private, delta is too large, or no noise is enough.
+    """
+    refuse_what_cannot_be_private(config)
+    run = config.run
+    if run.delta >= 1 / max(1, num_units):
+        raise ConfigError(
+            f"delta={run.delta:g} is not below 1/N for the {num_units} records of this site: it would allow to publish "
+            "one of them. Take a smaller delta."
+        )
+    rate = min(1.0, run.batch_size / num_units)
+    sigma = run.noise_multiplier or noise_multiplier_for(
+        run.target_epsilon, run.delta, rate, run.num_rounds * run.local_steps
+    )
+    return PrivacyPlan(sigma, rate, run.local_steps, run.num_rounds, run.delta)
+
+
+@dataclass(frozen=True)
+class Randomness:
+    """Where the draws of a private round come from; tests inject their own, sites take the operating system's."""
+
+    batches: torch.Generator  # on the CPU
+    views: torch.Generator  # timesteps, diffusion noise, augmentation; on the device
+    noise: torch.Generator  # of the gradient, on the device
+
+    @classmethod
+    def from_system(cls, device: torch.device) -> Randomness:
+        """Return generators that the operating system has seeded."""
+        return cls(system_generator(), system_generator(device), system_generator(device))
+
+
+def train_private_round(
+    model: JointModel,
+    data: HospitalData,
+    config: Config,
+    plan: PrivacyPlan,
+    *,
+    round_number: int,
+    device: torch.device,
+    state: State | None,
+    randomness: Randomness | None = None,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Train in place for `plan.steps` steps.
+
+    Args:
+        model: Holds the weights the server sent; with teacher = global they label the unlabelled records.
+        data: The hospital's images.
+        plan: Already written into the ledger.
+        round_number: 1-based.
+        state: What this function returned in the round before (moments of the noised gradients), or None.
+        randomness: None = the operating system's.
+
+    Returns:
+        What may leave (noise_multiplier, sample_rate, steps, learning_rate) and the state for the next round.
+    """
+    training = config.training
+    randomness = randomness or Randomness.from_system(device)
+    weights = term_weights(config, round_number)
+    images = torch.as_tensor(data.train.images, device=device)
+    labels = torch.as_tensor(data.train.labels, device=device)
+    teacher = None
+    if weights.pseudo and training.teacher == "global":
+        teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
+    loss = JointLoss(model, config, weights, randomness.views)
+    batches = PoissonBatches(len(images), plan.sample_rate, randomness.batches, patients=data.train.patients)
+
+    model.train()
+    unused = loss.unused_parameters(images.shape[1:])
+    for parameter in unused:
+        parameter.requires_grad_(False)
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
+    load_moments(optimizer, state, list(model.parameters()))
+    rate = 0.0
+    with PrivateSteps(
+        model,
+        optimizer,
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=training.max_grad_norm,
+        expected_batch=plan.sample_rate * batches.num_units,
+        generator=randomness.noise,
+    ) as steps:
+        for step in range(plan.steps):
+            number = (round_number - 1) * plan.steps + step
+            rate = learning_rate_at(number, plan.num_rounds * plan.steps, training)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            for index in chunks(batches.draw().to(device), training.physical_batch):
+                steps.add(
+                    loss(to_network(images[index], device), labels[index], None if teacher is None else teacher[index])
+                )
+            steps.finish()
+    new_state = save_moments(optimizer, list(model.parameters()))
+    for parameter in unused:
+        parameter.requires_grad_(True)
+    metrics = {
+        "noise_multiplier": plan.noise_multiplier,
+        "sample_rate": plan.sample_rate,
+        "steps": float(plan.steps),
+        "learning_rate": rate,
+    }
+    return metrics, new_state
+
+
+class JointLoss:
+    """The joint loss of a batch, one number per record: [n]. Every forward pass holds all records, in one order.
+
+        l_i = w_d mean_K ||target - prediction||^2 + w_c CE(y_i, f(view))            where the label is known
+        l_i = w_d mean_K ||target - prediction||^2 + w_u m_i CE(pseudo_i, f(strong)) where it is not
+
+    Args:
+        model: In training mode.
+        config: `noise_multiplicity` is K, the passes of the denoiser per record.
+        weights: Of the terms in this round.
+        generator: On the device.
+    """
+
+    def __init__(self, model: JointModel, config: Config, weights: TermWeights, generator: torch.Generator) -> None:
+        training = config.training
+        self._model, self._config, self._weights, self._generator = model, config, weights, generator
+        self._multi_label = config.model.task == "multi-label"
+        self._alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(generator.device)
+
+    def __call__(self, x: torch.Tensor, labels: torch.Tensor, probs: torch.Tensor | None) -> torch.Tensor:
+        """Return the loss of each record.
+
+        Args:
+            x: [n,C,H,W] in [-1,1].
+            labels: int64 [n], or [n,K] for multi-label; -1 = unknown.
+            probs: The teacher's probabilities [n,K]; None: the model itself labels weak views.
+        """
+        training, weights, generator = self._config.training, self._weights, self._generator
+        total = torch.zeros(len(x), device=x.device)
+        for _ in range(training.noise_multiplicity if weights.diffusion else 0):
+            view = weak_view(x, generator)
+            t = torch.randint(training.num_timesteps, (len(x),), generator=generator, device=x.device)
+            term = denoising_term(self._model, view, t, self._alpha_bar, training, generator)
+            total = total + weights.diffusion / training.noise_multiplicity * term
+        if weights.label or weights.pseudo:
+            known = (labels >= 0).all(dim=1) if self._multi_label else labels >= 0
+            strong = strong_view(x, generator)
+            labelled = strong if training.labelled_view == "strong" else weak_view(x, generator)
+            if probs is None:
+                with torch.no_grad():
+                    probs = self._model.probabilities(self._model.classify(weak_view(x, generator)))
+            pseudo, mask = pseudo_labels.fixed(probs, threshold=training.threshold, multi_label=self._multi_label)
+            logits = self._model.classify(torch.where(known[:, None, None, None], labelled, strong))
+            total = total + weights.label * losses.classification_loss(logits, labels) * known
+            total = total + weights.pseudo * losses.pseudo_label_loss(logits, pseudo, mask) * ~known
+        return total
+
+    def unused_parameters(self, image_shape: torch.Size) -> list[torch.nn.Parameter]:
+        """Return the model's parameters that this round's loss does not reach: found on a blank image, not on data.
+
+        Args:
+            image_shape: [H,W,C].
+        """
+        height, width, channels = image_shape
+        outputs = self._config.model.num_outputs
+        blank = torch.zeros(1, channels, height, width, device=self._generator.device)
+        labels = torch.zeros((1, outputs) if self._multi_label else 1, dtype=torch.int64, device=blank.device)
+        parameters = list(self._model.parameters())
+        loss = self(blank, labels, None).sum()
+        if not loss.requires_grad:
+            return parameters
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        return [p for p, grad in zip(parameters, grads, strict=True) if grad is None]
