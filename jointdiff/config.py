@@ -115,6 +115,7 @@ class TrainingConfig:
     autocast: str = "auto"  # auto | bf16 | off
     max_grad_norm: float = 1.0  # private runs: largest norm of one record's gradient
     noise_multiplicity: int = 1  # private runs: draws of timestep and noise per record (Dockhorn et al. 2023)
+    body_lr_scale: float = 1.0  # private runs: learning rate of all but the head, as a share; 0 freezes the body
     physical_batch: int = 64  # private runs: records in one pass; a Poisson batch is done in parts
 
 

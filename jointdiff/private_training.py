@@ -7,7 +7,7 @@ operating system. Nothing that is computed from the records leaves but the weigh
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -102,6 +102,10 @@ def train_private_round(
     training = config.training
     randomness = randomness or Randomness.from_system(device)
     weights = term_weights(config, round_number)
+    body = list(model.unet.parameters())
+    frozen = body if training.body_lr_scale == 0 else []
+    if frozen:
+        weights = replace(weights, diffusion=0.0)  # nothing that it could teach
     images = torch.as_tensor(data.train.images, device=device)
     labels = torch.as_tensor(data.train.labels, device=device)
     teacher = None
@@ -111,11 +115,14 @@ def train_private_round(
     batches = PoissonBatches(len(images), plan.sample_rate, randomness.batches, patients=data.train.patients)
 
     model.train()
-    unused = loss.unused_parameters(images.shape[1:])
-    for parameter in unused:
-        parameter.requires_grad_(False)
-    learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
+    resting = {id(p) for p in [*frozen, *loss.unused_parameters(images.shape[1:])]}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) not in resting)
+    groups = [
+        {"params": [p for p in parameters if p.requires_grad], "scale": scale}
+        for parameters, scale in ((body, training.body_lr_scale), (list(model.head.parameters()), 1.0))
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     load_moments(optimizer, state, list(model.parameters()))
     rate = 0.0
     with PrivateSteps(
@@ -130,15 +137,14 @@ def train_private_round(
             number = (round_number - 1) * plan.steps + step
             rate = learning_rate_at(number, plan.num_rounds * plan.steps, training)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["scale"]
             for index in chunks(batches.draw().to(device), training.physical_batch):
                 steps.add(
                     loss(to_network(images[index], device), labels[index], None if teacher is None else teacher[index])
                 )
             steps.finish()
     new_state = save_moments(optimizer, list(model.parameters()))
-    for parameter in unused:
-        parameter.requires_grad_(True)
+    model.requires_grad_(True)
     metrics = {
         "noise_multiplier": plan.noise_multiplier,
         "sample_rate": plan.sample_rate,
