@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jointdiff.errors import RunError
+from jointdiff import ledger_file
+from jointdiff.errors import RefusedError, RunError
 from jointdiff.storage import read_json
 from jointdiff.views.format import is_number
 from jointdiff.views.run_data import mapping
@@ -40,7 +41,7 @@ def read_site(folder: Path) -> dict[str, Any]:
         "site": folder.name,
         "folder": str(folder),
         "runs": runs,
-        "ledger": _read(folder / "ledger.json"),
+        "ledger": _ledger(folder),
         "failures": failures(log),
         "log": log,
     }
@@ -113,6 +114,21 @@ def _parts(value: Any) -> Iterator[dict[str, Any]]:
             yield from _parts(entry)
 
 
+def _ledger(folder: Path) -> dict[str, Any] | None:
+    """Return the privacy ledger, verified; None where there is none; {'error': ...} where it does not hold."""
+    names = (ledger_file.HEAD_FILE, ledger_file.LEDGER_FILE)
+    return _ledger_version(folder, *(_version(folder / name) for name in names))
+
+
+@functools.lru_cache(maxsize=16)
+def _ledger_version(folder: Path, *_versions: tuple[int, ...]) -> dict[str, Any] | None:
+    try:
+        found = ledger_file.read(folder)
+    except RefusedError as error:
+        return {"error": str(error)}
+    return found.to_dict() if found else None
+
+
 def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
     matches = ((pattern.fullmatch(path.name), path) for path in _entries(folder))
     return {int(match[1]): path for match, path in matches if match}
@@ -146,11 +162,17 @@ def _tail(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any] | None:
     """Return a JSON file's mapping; None where there is none; {'error': ...} where it is damaged."""
+    version = _version(path)
+    return _read_version(path, *version) if version else None
+
+
+def _version(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does; () where there is none."""
     try:
         status = path.stat()
     except OSError:
-        return None
-    return _read_version(path, status.st_ino, status.st_mtime_ns, status.st_size)
+        return ()
+    return status.st_ino, status.st_mtime_ns, status.st_size
 
 
 @functools.lru_cache(maxsize=1024)

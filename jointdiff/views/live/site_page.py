@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-from jointdiff.views.format import MISSING, is_number, num_bytes, number, words
+from jointdiff.views.format import MISSING, num_bytes, number, words
 from jointdiff.views.labels import GRADES, grade_text
 from jointdiff.views.live.answers import entry
 from jointdiff.views.live.diary import QUESTIONS
@@ -16,6 +16,7 @@ _POLL_S = 2.0
 _SHOWN_GRADES = ("validity", "referee_validity")
 _NUM_ROWS = 60  # of the ledger and of what left
 _NUM_FAILURES = 20
+_LEDGER_COLUMNS = ("#", "Time", "Run", "Round", "Noise multiplier", "Sample rate", "Steps", "ε after it", "Note")
 
 
 def site_view(found: dict[str, Any]) -> View:
@@ -57,13 +58,10 @@ def _tiles(found: dict[str, Any]) -> Html:
     left = sum(entry["num_bytes"] for run in runs for entry in run["egress"])
     manifests = sum(len(run["egress"]) for run in runs)
     num_galleries = sum(run["gallery"] is not None for run in runs)
-    spent = _spent(ledger)
     return tiles([
         ("Runs", str(len(runs)), newest.get("name") or "none yet"),
         ("Last round", number(newest.get("last_round")), ["state kept ", _ago(newest.get("changed"))]),
-        ("Privacy spent", f"ε {spent:.2f}" if spent is not None else "off",
-         f"δ {ledger['delta']}, over all runs of this site" if ledger and spent is not None and "delta" in ledger
-         else "there is no ledger: nothing is clipped or noised"),
+        ("Privacy spent", *_spent(ledger)),
         ("Left this site", num_bytes(left) if manifests else MISSING,
          f"by {manifests} manifests" if manifests else "no manifest is written"),
         ("Galleries", str(num_galleries), "explained decisions; they stay here"),
@@ -71,9 +69,18 @@ def _tiles(found: dict[str, Any]) -> Html:
     ])  # fmt: skip
 
 
-def _spent(ledger: dict[str, Any] | None) -> float | None:
-    epsilon = (ledger or {}).get("epsilon")
-    return float(epsilon) if epsilon is not None and is_number(epsilon) else None
+def _spent(ledger: dict[str, Any] | None) -> tuple[str, str]:
+    """Return epsilon, and what is to be known about it."""
+    if ledger is None:
+        return "off", "there is no ledger: nothing is clipped or noised"
+    if "error" in ledger:
+        return MISSING, "the ledger does not hold: see below"
+    ceiling = "" if ledger["ceiling"] is None else f" of {ledger['ceiling']:g}"
+    return f"ε {_epsilon(ledger['epsilon'])}{ceiling}", f"δ {ledger['delta']:g}, over all runs of this site"
+
+
+def _epsilon(value: float | None) -> str:
+    return "∞" if value is None else f"{value:.2f}"
 
 
 def _runs(runs: list[dict[str, Any]]) -> Child:
@@ -103,23 +110,21 @@ def _ledger(ledger: dict[str, Any] | None) -> Child:
         return element("p", "This site keeps no ledger: differential privacy is off, and no guarantee is given.",
                        class_="soft")  # fmt: skip
     if "error" in ledger:
-        return element("p", element("b", "The ledger cannot be read. "), ledger["error"], class_="alert")
-    entries = [entry for entry in ledger.get("entries") or [] if isinstance(entry, dict)]
-    terms = [f"{words(key)}: {ledger[key]}" for key in ("unit", "adjacency", "delta") if ledger.get(key) is not None]
-    keys = [key for key in dict.fromkeys(key for entry in entries for key in entry) if "sha256" not in key]
-    rows = [[_cell(entry.get(key)) for key in keys] for entry in entries[::-1][:_NUM_ROWS]]
+        return element("p", element("b", "The ledger does not hold. "), ledger["error"], class_="alert")
+    entries = ledger["entries"]
+    terms = [f"{words(key)}: {ledger[key]}" for key in ("unit", "adjacency", "delta")]
+    rows = [
+        [number(entry["number"]), _utc(entry["time"]), entry["run"], number(entry["round"]),
+         number(entry["noise_multiplier"]), number(entry["sample_rate"]), number(entry["steps"]),
+         _epsilon(entry["epsilon"]), entry["note"]]
+        for entry in entries[::-1][:_NUM_ROWS]
+    ]  # fmt: skip
     more = len(entries) - _NUM_ROWS
     return [
         element("p", ". ".join(terms), class_="note"),
-        element("div", table([words(key) for key in keys], rows), class_="hospitals") if rows else None,
+        element("div", table(_LEDGER_COLUMNS, rows), class_="hospitals") if rows else None,
         element("p", f"{more} older entries are in ledger.json.", class_="note") if more > 0 else None,
     ]
-
-
-def _cell(value: Any) -> str:
-    if is_number(value):
-        return number(value)
-    return str(value) if isinstance(value, str) else MISSING
 
 
 def _egress(runs: list[dict[str, Any]]) -> Child:
