@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from jointdiff.views.format import MISSING, is_number, num_bytes, number
+from jointdiff.views.format import MISSING, num_bytes, number
 from jointdiff.views.markdown import table, text
-from jointdiff.views.run_data import RunData, mapping
+from jointdiff.views.run_data import RunData, mapping, privacy_spent
 
 # What an answer of a site carries beside its envelope (docs/hospital-it.md, "What leaves a site").
 CARRIES = {
@@ -63,13 +62,7 @@ def split_name(run: RunData) -> str:
 
 def privacy(run: RunData) -> str:
     """Return what every site has spent, or that nothing protects the images."""
-    spent: dict[str, tuple[float, Any]] = {}
-    for event in run.replies():
-        facts = {**mapping(event.get("metrics")), **event}
-        if is_number(facts.get("epsilon")):
-            # A site's epsilon adds up over rounds, so the largest is what it has spent.
-            newest = (float(facts["epsilon"]), facts.get("delta"))
-            spent[str(event["hospital"])] = max(spent.get(str(event["hospital"]), newest), newest, key=lambda s: s[0])
+    spent = privacy_spent(run)
     if not spent:
         return (
             "**Off.** No site reported an epsilon: no noise was added, and nothing bounds what the weights reveal "
@@ -77,8 +70,9 @@ def privacy(run: RunData) -> str:
         )
     rows = []
     for name in run.hospitals:
-        epsilon, delta = spent.get(name, (None, None))
-        rows.append([text(name), number(epsilon, 2) if epsilon is not None else "off", text(number(delta, 6))])
+        facts = spent.get(name, {})
+        epsilon = number(facts["epsilon"], 2) if facts else "off"
+        rows.append([text(name), epsilon, text(number(facts.get("delta"), 6))])
     return "Differential privacy, as each site reported it.\n\n" + table(["hospital", "epsilon spent", "delta"], rows)
 
 

@@ -14,6 +14,7 @@ SECTIONS = (
     ("curves", "Over the rounds", report_results.curves),
     ("result", "On the {split} images", report_results.results),
     ("data", "Who had which data", report_run.class_tables),
+    ("privacy", "Privacy spent", report_run.privacy),
     ("samples", "What the generator draws", report_pictures.samples),
     ("explanations", "Single decisions, explained", report_pictures.galleries),
     ("exchange", "What travelled, how long it took, on which device", report_run.exchange),

@@ -9,7 +9,7 @@ import yaml
 from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number
 from jointdiff.views.labels import class_name
 from jointdiff.views.markup import Html, element, facts, table
-from jointdiff.views.run_data import TROUBLE, RunData, mapping
+from jointdiff.views.run_data import TROUBLE, RunData, mapping, privacy_spent
 
 _VERSIONS = {"JointDiff": "code_version", "Code": "code_hash", "Flower": "flwr_version", "PyTorch": "torch_version"}
 _METHODS = {
@@ -50,6 +50,32 @@ def outcome(run: RunData) -> Html | None:
         )
         return element("p", element("b", "This run failed. "), reason, how, class_="alert", role="alert")
     return element("p", element("b", "This run has not ended"), " (or was stopped): numbers so far.", class_="alert")
+
+
+def privacy(run: RunData) -> Html | None:
+    """Return what each hospital has spent of its privacy, and what the numbers mean; None for a run without."""
+    spent = privacy_spent(run)
+    if not spent:
+        return None
+    rows = []
+    for name in run.hospitals:
+        facts = spent.get(name, {})
+        epsilon = f"ε {number(facts['epsilon'], 2)}" if facts else MISSING
+        values = (number(facts.get(key), digits) for key, digits in (("noise_multiplier", 3), ("sample_rate", 4)))
+        rows.append([name, epsilon, number(facts.get("delta"), 6), *values])
+    return element(
+        "div",
+        table(["Hospital", "spent", "delta", "noise multiplier", "share of records in a step"], rows,
+              caption="Differential privacy, as each hospital's ledger has it, over all runs on its data"),
+        element(
+            "p",
+            "Whoever sees everything that was sent, and the final model, can tell hardly better than ε and δ allow whether "
+            "one given record was trained on: the odds change by at most e^ε, but for a chance of δ. A record is one image, "
+            "or one patient where the site's table names patients. Test images and held-out labels are outside: they are "
+            "counted, not trained on.",
+            class_="note",
+        ),
+    )  # fmt: skip
 
 
 def class_tables(run: RunData) -> Html | None:

@@ -14,6 +14,7 @@ from jointdiff.errors import RunError
 from jointdiff.events import read_events
 from jointdiff.history import History, effective
 from jointdiff.storage import read_json
+from jointdiff.views.format import is_number
 
 Event = dict[str, Any]
 TROUBLE = ("hospital_failed", "hospital_refused", "update_rejected", "update_questioned")
@@ -140,6 +141,19 @@ def load_run(folder: Path) -> RunData:
                 f"{folder / 'config.yaml'} is no YAML: {error}. It was written whole; was it edited?"
             ) from error
     return RunData(folder, events, History(events).to_metrics(), config)
+
+
+def privacy_spent(run: RunData) -> dict[str, dict[str, Any]]:
+    """Return what each hospital last said of its privacy: epsilon (over its ledger's life), delta and how it trained.
+
+    A site's epsilon adds up over rounds, so the largest is the newest.
+    """
+    spent: dict[str, dict[str, Any]] = {}
+    for event in run.replies():
+        facts, name = {**mapping(event.get("metrics")), **event}, str(event["hospital"])
+        if is_number(facts.get("epsilon")) and facts["epsilon"] >= spent.get(name, facts)["epsilon"]:
+            spent[name] = facts
+    return spent
 
 
 def mapping(value: Any) -> dict[str, Any]:
