@@ -32,7 +32,7 @@ def score_bin(probs: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.clip(np.ceil(position) - 1, 0, num_bins - 1).astype(np.int64)
 
 
-Cells = tuple[np.ndarray, np.ndarray, np.ndarray]  # first bin, last bin, number of scores; sorted by the first, [M] each
+Cells = tuple[np.ndarray, np.ndarray, np.ndarray]  # [M] each, sorted by the first: first bin, last bin, count
 
 
 def auc(negatives: Cells, positives: Cells) -> tuple[float | None, float | None]:

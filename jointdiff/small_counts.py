@@ -1,4 +1,4 @@
-"""What a site with a `min-cell-count` of m > 0 withholds, so that no count from 1 to m-1 leaves it or can be worked out.
+"""What a site with a `min-cell-count` of m > 0 withholds, so that no count from 1 to m-1 leaves it or follows.
 
 One rule for each kind of number:
 
@@ -123,9 +123,7 @@ def _merge_small(
     return np.array(keys, np.int64), np.array(counts, np.int64), np.array(widths, np.int64)
 
 
-def merged_cells(
-    first: np.ndarray, last: np.ndarray, counts: np.ndarray, minimum: int
-) -> list[tuple[int, int, int]]:
+def merged_cells(first: np.ndarray, last: np.ndarray, counts: np.ndarray, minimum: int) -> list[tuple[int, int, int]]:
     """Return cells as (first bin, last bin, count), neighbours merged until each holds `minimum`.
 
     >>> merged_cells(np.array([2, 3, 9, 20]), np.array([2, 3, 9, 20]), np.array([4, 7, 12, 1]), 10)

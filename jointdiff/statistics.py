@@ -8,14 +8,14 @@ commutative: the pooled metrics do not depend on how the images were dealt to ho
 The AUC comes from sparse histograms of the scores of positives and negatives (score_histogram.py). With the default
 number of bins every float32 probability keeps a bin of its own, so the AUC is exact up to rounding, at the price that
 the histogram tells as much as the list of scores and labels of the test images. With 4,096 bins it tells less, and the
-AUC of a few hundred unsaturated scores is still within 0.001. A site that withholds small counts (small_counts.py) takes
-COARSE_BINS, merges neighbouring bins, and leaves out what it will not tell; the AUC then comes with its error bound.
+AUC of a few hundred unsaturated scores is still within 0.001. A site that withholds small counts (small_counts.py)
+takes COARSE_BINS, merges neighbouring bins, and leaves out what it will not tell; the AUC then has an error bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ class ClassificationStatistics:
     log_loss: np.ndarray  # int64 [1], fixed point: sum over images (multi-label: and labels) of -log p(truth)
     calibration: np.ndarray  # int64 [15, 3]: decisions, sum of confidence (fixed point), number right; 0 = withheld
     histogram_widths: np.ndarray | None = None  # int64 [M]: bins in the cell, its key is the first; None = 1 each
-    confusion_slack: np.ndarray | None = None  # int64, a row of `confusion` each: a cell is at most so far off; None = 0
+    confusion_slack: np.ndarray | None = None  # int64, a row of `confusion` each: how far a cell can be off
 
     @classmethod
     def from_predictions(
@@ -106,14 +106,11 @@ class ClassificationStatistics:
         kinds = {(p.task, p.num_outputs, p.num_bins) for p in parts}
         if len(kinds) > 1:
             raise ValueError(f"Statistics of different kinds cannot be merged (task, outputs, bins): {sorted(kinds)}")
-        keys, widths = (np.concatenate([getattr(p, name) for p in parts]) for name in ("histogram_keys", "widths"))
-        if (widths == 1).all():
-            keys, where = np.unique(keys, return_inverse=True)
-            widths = np.ones_like(keys)
-        else:
-            (keys, widths), where = np.unique(np.stack([keys, widths]), axis=1, return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, where.ravel(), np.concatenate([p.histogram_counts for p in parts]))
+        keys, widths, counts = _add_cells(
+            np.concatenate([p.histogram_keys for p in parts]),
+            np.concatenate([p.widths for p in parts]),
+            np.concatenate([p.histogram_counts for p in parts]),
+        )
         return ClassificationStatistics(
             task=self.task,
             num_outputs=self.num_outputs,
@@ -124,9 +121,24 @@ class ClassificationStatistics:
             histogram_counts=counts,
             log_loss=sum(p.log_loss for p in parts),  # type: ignore[arg-type]
             calibration=sum(p.calibration for p in parts),  # type: ignore[arg-type]
-            histogram_widths=widths if (widths != 1).any() else None,
+            histogram_widths=widths,
             confusion_slack=sum(p.slack for p in parts)  # type: ignore[arg-type]
             if any(p.confusion_slack is not None for p in parts) else None,
+        )  # fmt: skip
+
+    def coarser(self, num_bins: int) -> ClassificationStatistics:
+        """Return the same with fewer bins, each a union of these: what counting with them would have given.
+
+        Args:
+            num_bins: A divisor of the present number.
+        """
+        factor, rest = divmod(self.num_bins, num_bins)
+        assert not rest, (self.num_bins, num_bins)
+        rows, bins = self.histogram_keys // self.num_bins, self.histogram_keys % self.num_bins
+        first, last = bins // factor, (bins + self.widths - 1) // factor
+        keys, widths, counts = _add_cells(rows * num_bins + first, last - first + 1, self.histogram_counts)
+        return replace(
+            self, num_bins=num_bins, histogram_keys=keys, histogram_counts=counts, histogram_widths=widths
         )  # fmt: skip
 
     @property
@@ -211,6 +223,20 @@ class ClassificationStatistics:
         part = slice(*np.searchsorted(self.histogram_keys, [first, first + self.num_bins]))
         bins = self.histogram_keys[part] - first
         return bins, bins + self.widths[part] - 1, self.histogram_counts[part]
+
+
+def _add_cells(
+    keys: np.ndarray, widths: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return sorted cells with their counts added up, and their widths, None where all are one."""
+    if (widths == 1).all():
+        added, where = np.unique(keys, return_inverse=True)
+        wide = None
+    else:
+        (added, wide), where = np.unique(np.stack([keys, widths]), axis=1, return_inverse=True)
+    total = np.zeros(len(added), np.int64)
+    np.add.at(total, where.ravel(), counts)
+    return added, wide, total
 
 
 def _checked(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:
