@@ -1,13 +1,15 @@
-"""`jointdiff-client dashboard`: what people at a site type."""
+"""`jointdiff-client dashboard | egress`: what people at a site type."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from jointdiff.command_line import exit_code_of
+from jointdiff.errors import RunError, nearest
 from jointdiff.storage import home
 
 
@@ -21,20 +23,50 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="jointdiff-client", description="What runs inside one hospital.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     dashboard = commands.add_parser("dashboard", help="watch this site in a browser: rounds, ledger, galleries, log")
-    dashboard.add_argument(
-        "--site-folder", default="", metavar="PATH",
-        help="the site's own folder, in a simulation HOME/runs/<run>/sites/<hospital> (default: the home)",
-    )  # fmt: skip
     dashboard.add_argument("--port", type=int, default=8051, help="on this machine only (default: %(default)s)")
     dashboard.set_defaults(command=_dashboard)
+    egress = commands.add_parser("egress", help="show and verify the record of everything that left this site")
+    egress.add_argument("run", nargs="?", default="", metavar="RUN", help="one run alone (default: all of this site)")
+    egress.add_argument("--explain", action="store_true", help="say in words what each thing is")
+    egress.add_argument("--json", action="store_true", help="the whole record as JSON")
+    egress.set_defaults(command=_egress)
+    for command in (dashboard, egress):
+        command.add_argument(
+            "--site-folder", default="", metavar="PATH",
+            help="the site's own folder, in a simulation HOME/runs/<run>/sites/<hospital> (default: the home)",
+        )  # fmt: skip
     return parser
 
 
 def _dashboard(options: argparse.Namespace) -> None:
     from client.dashboard import serve
 
-    folder = Path(options.site_folder).expanduser() if options.site_folder else home()
-    serve(folder, options.port, ready=lambda address: print(f"Dashboard of this site: {address}  (Ctrl-C ends it)"))
+    serve(
+        _site_folder(options),
+        options.port,
+        ready=lambda address: print(f"Dashboard of this site: {address}  (Ctrl-C ends it)"),
+    )
+
+
+def _egress(options: argparse.Namespace) -> int:
+    from client import egress_record, manifest
+
+    folder = _site_folder(options)
+    names = manifest.run_names(folder)
+    if options.run and options.run not in names:
+        raise RunError(f"There is no record of a run '{options.run}' in {folder}: {nearest(options.run, names)}")
+    if not names:
+        raise RunError(f"There is no record of anything that left in {folder}. Name a site's folder: --site-folder.")
+    found = [manifest.read(folder, name) for name in ([options.run] if options.run else names)]
+    if options.json:
+        print(json.dumps([egress_record.to_json(run) for run in found], indent=2))
+    else:
+        print("\n".join(line for run in found for line in egress_record.lines(run, explain=options.explain)))
+    return RunError.exit_code if any(run.problems for run in found) else 0
+
+
+def _site_folder(options: argparse.Namespace) -> Path:
+    return Path(options.site_folder).expanduser() if options.site_folder else home()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -54,8 +55,9 @@ def captured(folder: Path) -> Iterator[None]:
     """
     with _one_at_a_time, _open_log(folder) as log:
         streams, handlers = (sys.stdout, sys.stderr), _take_handlers(log)
-        with _descriptors_to(log.fileno()):
+        with _descriptors_to(log.fileno()), warnings.catch_warnings():
             sys.stdout = sys.stderr = log
+            warnings.showwarning = _show_warning
             try:
                 yield
             finally:
@@ -97,6 +99,14 @@ def _flush_all() -> None:
             with contextlib.suppress(OSError, ValueError):
                 stream.flush()
     ctypes.CDLL(None).fflush(None)  # C's own buffers
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None,
+    line: str | None = None,
+) -> None:  # fmt: skip
+    """Write a warning to the log, whoever else has asked for them."""
+    sys.stderr.write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def _take_handlers(log: TextIO) -> list[tuple[logging.Logger, list[logging.Handler]]]:
