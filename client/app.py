@@ -1,5 +1,7 @@
 """The Flower ClientApp: unpack the message, hand it to `client.round`, pack the answer. Nothing else happens here.
 
+Around all of it stands the gate (gate.py): it lets out what the allow-list declares, and writes the manifest of it.
+
 Names of the records: "instructions" (a config record with one JSON text) and "arrays" on the way in; "report" and
 "arrays" on the way out.
 """
@@ -10,11 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.clientapp import ClientApp
 
 from client import border
+from client.gate import GatedApp
 
-app = ClientApp()
+app = GatedApp()
 
 
 @app.train()

@@ -6,24 +6,21 @@ An exception that left a Flower ClientApp would carry its text, and with it path
 from __future__ import annotations
 
 import logging
-import re
 import traceback
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
-from client.round import run, site_folder
+from client.round import run
+from client.safe_text import MAX_CHARACTERS, code_of, safe_reason
+from client.site_log import LOG_FILE
+from client.site_policy import folder_of
 from jointdiff.errors import JointDiffError, RefusedError
 from jointdiff.protocol import RoundInstructions, RoundReport
 
-LOG_FILE = "site.log"
-MAX_CHARACTERS = 500
-# A slash of any kind, a home folder, or a file name: all that could be, or be part of, a path of the site.
-_PATH_LIKE = re.compile(
-    r"[\\/~]|\.(npz|npy|png|jpe?g|tiff?|dcm|nii|gz|zip|csv|tsv|xlsx?|ya?ml|json|safetensors|h5|pt|log)\b",
-    re.IGNORECASE,
-)
+__all__ = ["LOG_FILE", "MAX_CHARACTERS", "answer", "refusal", "safe_reason", "write_log"]
 _log = logging.getLogger(__name__)
 
 
@@ -39,37 +36,30 @@ def answer(text: str, tensors: Callable[[], Mapping[str, np.ndarray]]) -> tuple[
         instructions = RoundInstructions.from_json(text)
         return run(instructions, tensors())
     except Exception as error:
-        status = "refused" if isinstance(error, RefusedError) else "failed"
-        _write_log(instructions, error)
-        hospital = instructions.hospital if instructions else ""
-        return RoundReport(hospital, status=status, reason=safe_reason(error)), {}
+        if instructions is None:
+            _log.error("The instructions could not be read: %s", type(error).__name__)
+            reason = safe_reason(error)
+            return RoundReport("", status="failed", code="instructions", reason=reason), {}
+        try:
+            write_log(instructions, folder_of(instructions), error, safe_reason(error))
+        except JointDiffError as trouble:  # the home cannot be written
+            _log.error("The log of the site cannot be written: %s", type(trouble).__name__)
+        return refusal(instructions, error), {}
 
 
-def safe_reason(error: BaseException) -> str:
-    """Return a text about the error that may travel: our own, if nothing in it looks like a path, else its class name.
-
-    >>> safe_reason(RefusedError("The server runs other code."))
-    'The server runs other code.'
-    >>> safe_reason(ValueError("scan of Jane Doe is broken"))
-    'ValueError (the details are in the log of the site)'
-    """
-    text = " ".join(str(error).split())
-    if isinstance(error, JointDiffError) and text and not _PATH_LIKE.search(text):
-        return text[:MAX_CHARACTERS]
-    return f"{type(error).__name__} (the details are in the log of the site)"
+def refusal(instructions: RoundInstructions, error: BaseException) -> RoundReport:
+    """Return the report of an error: a code and a safe text, and a refusal told from a failure."""
+    status = "refused" if isinstance(error, RefusedError) else "failed"
+    return RoundReport(instructions.hospital, status=status, code=code_of(error), reason=safe_reason(error))
 
 
-def _write_log(instructions: RoundInstructions | None, error: BaseException) -> None:
-    """Append the whole traceback to the log in the site's own folder."""
-    if instructions is None:
-        _log.error("The instructions could not be read: %s", type(error).__name__)
-        return
-    _log.error("%s, round %d, %s: %s", instructions.hospital, instructions.round, instructions.kind, safe_reason(error))
+def write_log(instructions: RoundInstructions, folder: Path, error: BaseException, summary: str) -> None:
+    """Append the whole traceback to the log in the site's own folder, and say in one line what went wrong."""
+    _log.error("%s, round %d, %s: %s", instructions.hospital, instructions.round, instructions.kind, summary)
     try:
-        folder = site_folder(instructions)
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / LOG_FILE, "a", encoding="utf-8") as file:
             file.write(f"{datetime.now(UTC).isoformat(timespec='seconds')} round {instructions.round} ")
             file.write(f"{instructions.kind} failed\n{''.join(traceback.format_exception(error))}\n")
-    except (OSError, JointDiffError) as trouble:
+    except OSError as trouble:
         _log.error("The log of the site cannot be written: %s", type(trouble).__name__)

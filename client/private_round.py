@@ -16,9 +16,10 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from client import state
+from jointdiff.errors import RefusedError
 from jointdiff.ledger import Ledger, dataset_fingerprint
-from jointdiff.private_training import plan_for, train_private_round
 from jointdiff.privacy import num_units
+from jointdiff.private_training import plan_for, train_private_round
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.storage import atomic_path
 
@@ -42,14 +43,17 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     kept = site.folder / "state" / ask.run_name / "private-reply.safetensors"
     if (answer := _kept_reply(kept, key)) is not None:
         return answer
+    unit = "image" if site.data.train.patients is None else "patient"
+    if site.policy.unit == "patient" != unit:
+        raise RefusedError("This site protects patients, but its table does not say which image is whose.")
     plan = plan_for(site.config, num_units(site.data.train))
     ledger = Ledger.open(
         site.folder,
         dataset=dataset_fingerprint(site.data.train.images),
         num_records=num_units(site.data.train),
-        unit="image" if site.data.train.patients is None else "patient",
-        delta=plan.delta,
-        ceiling=None,
+        unit=unit,
+        delta=plan.delta if site.policy.delta is None else site.policy.delta,
+        ceiling=site.policy.epsilon,
     )
     ledger.spend(
         run=ask.run_name, round=ask.round, noise_multiplier=plan.noise_multiplier, sample_rate=plan.sample_rate,
@@ -67,7 +71,7 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     )
     state.save(site.folder, ask.run_name, ask.round, new_state)
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    metrics |= {"epsilon": ledger.epsilon, "delta": plan.delta}
+    metrics |= {"epsilon": ledger.epsilon, "delta": ledger.delta}
     # How many labels there are is a count over records: it does not leave. How many records, is public.
     report = RoundReport(ask.hospital, num_images=len(site.data.train), metrics=metrics)
     _keep_reply(kept, key, report, weights)

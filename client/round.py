@@ -15,10 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import state
-from jointdiff import protocol, storage
+from client import site_policy, state
+from client.site_policy import SitePolicy
+from jointdiff import protocol
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
+from jointdiff.data.base import class_counts
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
@@ -27,7 +29,9 @@ from jointdiff.identity import check_identity
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.sample_grades import PREFIX
-from jointdiff.statistics import ClassificationStatistics
+from jointdiff.score_histogram import NUM_BINS
+from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
+from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
 from jointdiff.training import select_device, train_round
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -81,7 +85,12 @@ class Site:
     @property
     def folder(self) -> Path:
         """Where this hospital keeps what must not leave it."""
-        return site_folder(self.instructions)
+        return site_policy.folder_of(self.instructions)
+
+    @cached_property
+    def policy(self) -> SitePolicy:
+        """What this hospital allows."""
+        return site_policy.policy_of(self.instructions)
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
         """Return the network with the weights that the server sent, on the device."""
@@ -91,31 +100,54 @@ class Site:
         return model.to(self.device)
 
     def report(self, images: ImageSet) -> RoundReport:
-        """Return a report that counts `images`; the caller adds what it found."""
-        # How many labels there are is a count over records; how many records, is public.
-        num_labels = 0 if self.config.private else images.num_labelled
-        return RoundReport(self.instructions.hospital, num_images=len(images), num_labels=num_labels)
+        """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""
+        counts = {"num_images": len(images), "num_labels": images.num_labelled}
+        if self.config.private:  # how many labels there are is a count over records; how many records, is public
+            counts["num_labels"] = 0
+        minimum = self.policy.min_cell_count
+        withheld = [name for name, count in counts.items() if is_small(count, minimum)]
+        return RoundReport(
+            self.instructions.hospital,
+            num_images=shown(counts["num_images"], minimum),
+            num_labels=shown(counts["num_labels"], minimum),
+            withheld=withheld,
+        )
 
+    def check_counts(self) -> None:
+        """Refuse to train on images that are too few to be told: they are the update's weight in the mean.
 
-def site_folder(instructions: RoundInstructions) -> Path:
-    """Return the site's own folder: in a simulation the one the server names, else the site's home."""
-    return Path(instructions.site_folder) if instructions.site_folder else storage.home()
+        Raises:
+            RefusedError: The training images, or the labels where these are the weight, are fewer than min-cell-count.
+        """
+        minimum, train = self.policy.min_cell_count, self.data.train
+        if is_small(len(train), minimum):
+            raise RefusedError(f"This site has fewer training images than its min-cell-count of {minimum}.")
+        if self.config.run.weighting == "labels" and is_small(train.num_labelled, minimum):
+            raise RefusedError(
+                "weighting=labels asks for a number of labels that this site withholds: it is below its min-cell-count "
+                f"of {minimum}. Take weighting=images or equal."
+            )
 
 
 def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
-    table = class_table(site.data)
+    minimum = site.policy.min_cell_count
+    table = table_without_small(class_table(site.data), minimum, multi_label=site.config.model.task == "multi-label")
     if site.config.private:
-        table = {
-            name: value for name, value in table.items() if name not in ("labelled", "num_labelled", "num_unlabelled")
-        }
+        table |= dict.fromkeys(("labelled", "num_labelled", "num_unlabelled"))
+    table |= {"min_cell_count": minimum, "server_samples": site.policy.server_samples}
     return replace(site.report(site.data.train), table=table), {}
 
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    site.check_counts()
     if site.config.private:
         from client.private_round import train_privately  # Opacus is slow to load, and few need it
 
         return train_privately(site, tensors)
+    if site.policy.require_dp:
+        raise RefusedError(
+            "This site trains with differential privacy alone (require-dp), and this run has none: set target-epsilon."
+        )
     ask = site.instructions
     model = site.model(tensors)
     metrics, new_state = train_round(
@@ -133,6 +165,7 @@ def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    site.check_counts()
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
@@ -140,14 +173,24 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
-    model = site.model(tensors)
+    model, minimum = site.model(tensors), site.policy.min_cell_count
+    report = site.report(site.data.test)
     answer: Tensors = {}
     for part, images in (("test", site.data.test), ("heldout", site.data.heldout)):
-        if images is not None and len(images):
-            probs = predict(model, images.images, device=site.device)
-            found = ClassificationStatistics.from_predictions(probs, images.labels, task=site.config.model.task)
+        if images is None or not len(images):
+            continue
+        found: ClassificationStatistics | None = ClassificationStatistics.from_predictions(
+            predict(model, images.images, device=site.device),
+            images.labels,
+            task=site.config.model.task,
+            num_bins=COARSE_BINS if minimum else NUM_BINS,
+        )
+        if minimum and found is not None:
+            found, names = withhold(found, minimum)
+            report.withheld.extend(f"{part}.{name}".removesuffix(".") for name in names)
+        if found is not None:
             answer |= {f"{part}.{name}": array for name, array in found.to_arrays().items()}
-    return site.report(site.data.test), answer
+    return report, answer
 
 
 def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -160,9 +203,13 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         device=site.device,
         folder=folder,
     )
+    minimum, report = site.policy.min_cell_count, site.report(site.data.test)
     if site.config.private:  # the referee and the realism of samples are computed from training images: they stay here
         grades = {k: v for k, v in grades.items() if "referee" not in k and not k.startswith(PREFIX)}
-    return replace(site.report(site.data.test), num_images=num_graded, metrics=grades), {}
+    counts = class_counts(site.data.hidden_labels, site.config.model.num_outputs)
+    told = grades_without_small(grades, minimum, counts, PREFIX)
+    withheld = [*report.withheld, *(["grades"] if told.keys() != grades.keys() else [])]
+    return replace(report, num_images=shown(num_graded, minimum), metrics=told, withheld=withheld), {}
 
 
 _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {

@@ -35,6 +35,7 @@ class History:
                 "hospitals": event.get("hospitals") or {},
                 "heldout_auc": event.get("heldout_auc"),
                 "training": self._training.get(number, {}),
+                **({"withheld": event["withheld"]} if event.get("withheld") else {}),
             }
         elif kind == "checkpoint_saved" and event.get("kind") == "best":
             self._bests.append(number)

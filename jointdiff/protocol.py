@@ -42,12 +42,20 @@ class RoundInstructions:
         return cls(**json.loads(text))
 
 
+# What a report that is not ok says beside its text: a word that a program can act on.
+CODES = (
+    "", "refused", "configuration", "data", "checkpoint", "run", "memory", "system", "internal", "instructions",
+    "egress", "manifest",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class RoundReport:
     """What one hospital answers, beside tensors."""
 
     hospital: str
     status: str = "ok"  # ok | refused | failed
+    code: str = ""  # one of CODES; '' where all went well
     reason: str = ""  # safe text: no path, no file name, no data
     num_images: int = 0
     num_labels: int = 0
@@ -55,6 +63,7 @@ class RoundReport:
     device: str = ""
     metrics: Mapping[str, float] = field(default_factory=dict)  # scalars by name
     table: Mapping[str, Any] = field(default_factory=dict)  # DESCRIBE: the class table
+    withheld: list[str] = field(default_factory=list)  # what the site's min-cell-count holds back, by name
 
     def to_json(self) -> str:
         """Return one line of JSON."""

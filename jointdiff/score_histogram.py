@@ -32,30 +32,46 @@ def score_bin(probs: np.ndarray, num_bins: int = NUM_BINS) -> np.ndarray:
     return np.clip(np.ceil(position) - 1, 0, num_bins - 1).astype(np.int64)
 
 
-def auc(
-    negative_bins: np.ndarray, negative_counts: np.ndarray, positive_bins: np.ndarray, positive_counts: np.ndarray
-) -> float | None:
-    """Return the area under the ROC curve: P(positive above negative) + P(same bin) / 2.
+Cells = tuple[np.ndarray, np.ndarray, np.ndarray]  # [M] each, sorted by the first: first bin, last bin, count
+
+
+def auc(negatives: Cells, positives: Cells) -> tuple[float | None, float | None]:
+    """Return the area under the ROC curve, P(positive above negative) + P(undecided) / 2, and how far it can be off.
+
+    A pair whose cells overlap is undecided: the scores themselves may stand either way round, or be equal. Half the
+    mass of such pairs is therefore an exact bound of the error that the binning makes: the area of the unbinned scores
+    lies within it.
 
     Args:
-        negative_bins, positive_bins: Sorted bins that hold something, [M] each.
-        negative_counts, positive_counts: How many scores each of them holds.
+        negatives, positives: Cells that hold something. A cell is one bin, or several that were merged.
 
     Returns:
-        None without positives or without negatives.
+        (None, None) without positives or without negatives.
+
+    >>> auc((np.array([3, 5]), np.array([3, 5]), np.array([2, 2])), (np.array([5]), np.array([6]), np.array([4])))
+    (0.75, 0.25)
     """
-    num_negatives, num_positives = int(negative_counts.sum()), int(positive_counts.sum())
+    first, last, counts = negatives
+    num_negatives, num_positives = int(counts.sum()), int(positives[2].sum())
     if not num_negatives or not num_positives:
-        return None
-    below = np.concatenate([[0], np.cumsum(negative_counts)])
-    wins = below[np.searchsorted(negative_bins, positive_bins, side="left")]
-    wins_and_ties = below[np.searchsorted(negative_bins, positive_bins, side="right")]
-    twice_the_wins = (positive_counts * (wins + wins_and_ties).astype(np.float64)).sum()
-    return float(twice_the_wins / 2 / num_negatives / num_positives)
+        return None, None
+    order = np.argsort(last, kind="stable")
+    below = np.concatenate([[0], np.cumsum(counts[order])])[np.searchsorted(last[order], positives[0], side="left")]
+    up_to = np.concatenate([[0], np.cumsum(counts)])[np.searchsorted(first, positives[1], side="right")]
+    twice_the_wins = (positives[2] * (below + up_to).astype(np.float64)).sum()
+    undecided = (positives[2] * (up_to - below).astype(np.float64)).sum()
+    pairs = num_negatives * num_positives
+    return float(twice_the_wins / 2 / num_negatives / num_positives), float(undecided / 2 / pairs)
 
 
-def share_above(bins: np.ndarray, counts: np.ndarray, threshold: float, num_bins: int) -> float | None:
-    """Return the share of scores above a threshold, exact where the threshold is a bin's edge; None without scores."""
+def share_above(cells: Cells, threshold: float, num_bins: int) -> float | None:
+    """Return the share of scores above a threshold, exact where the threshold is a bin's edge.
+
+    None without scores, and where a cell of merged bins holds scores on both sides.
+    """
+    first, last, counts = cells
     total = int(counts.sum())
     limit = score_bin(np.array(threshold), num_bins)
-    return float(counts[bins > limit].sum() / total) if total else None
+    if not total or ((first <= limit) & (last > limit)).any():
+        return None
+    return float(counts[first > limit].sum() / total)

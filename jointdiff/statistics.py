@@ -8,23 +8,27 @@ commutative: the pooled metrics do not depend on how the images were dealt to ho
 The AUC comes from sparse histograms of the scores of positives and negatives (score_histogram.py). With the default
 number of bins every float32 probability keeps a bin of its own, so the AUC is exact up to rounding, at the price that
 the histogram tells as much as the list of scores and labels of the test images. With 4,096 bins it tells less, and the
-AUC of a few hundred unsaturated scores is still within 0.001.
+AUC of a few hundred unsaturated scores is still within 0.001. A site that withholds small counts (small_counts.py)
+takes COARSE_BINS, merges neighbouring bins, and leaves out what it will not tell; the AUC then has an error bound.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from jointdiff import metrics
 from jointdiff.metrics import FIXED_POINT
-from jointdiff.score_histogram import NUM_BINS, check_num_bins, score_bin
+from jointdiff.score_histogram import NUM_BINS, Cells, check_num_bins, score_bin
 
 TASKS = ("multi-class", "multi-label")
 NUM_CALIBRATION_BINS = 15
+COARSE_BINS = 64  # of the score histograms where a site withholds small counts
+NAMES = ("header", "confusion", "histogram_keys", "histogram_counts", "log_loss", "calibration")
+OPTIONAL_NAMES = ("histogram_widths", "confusion_slack")  # of statistics whose small counts are withheld
 _FORMAT = 1
 _MIN_PROB = float(np.finfo(np.float32).eps)  # log-loss clips here, as scikit-learn does for float32
 
@@ -41,7 +45,9 @@ class ClassificationStatistics:
     histogram_keys: np.ndarray  # int64 [M], sorted: (2 * output + is_positive) * num_bins + bin
     histogram_counts: np.ndarray  # int64 [M], all > 0
     log_loss: np.ndarray  # int64 [1], fixed point: sum over images (multi-label: and labels) of -log p(truth)
-    calibration: np.ndarray  # int64 [15, 3]: decisions, sum of confidence (fixed point), number right
+    calibration: np.ndarray  # int64 [15, 3]: decisions, sum of confidence (fixed point), number right; 0 = withheld
+    histogram_widths: np.ndarray | None = None  # int64 [M]: bins in the cell, its key is the first; None = 1 each
+    confusion_slack: np.ndarray | None = None  # int64, a row of `confusion` each: how far a cell can be off
 
     @classmethod
     def from_predictions(
@@ -100,9 +106,11 @@ class ClassificationStatistics:
         kinds = {(p.task, p.num_outputs, p.num_bins) for p in parts}
         if len(kinds) > 1:
             raise ValueError(f"Statistics of different kinds cannot be merged (task, outputs, bins): {sorted(kinds)}")
-        keys, where = np.unique(np.concatenate([p.histogram_keys for p in parts]), return_inverse=True)
-        counts = np.zeros(len(keys), np.int64)
-        np.add.at(counts, where.ravel(), np.concatenate([p.histogram_counts for p in parts]))
+        keys, widths, counts = _add_cells(
+            np.concatenate([p.histogram_keys for p in parts]),
+            np.concatenate([p.widths for p in parts]),
+            np.concatenate([p.histogram_counts for p in parts]),
+        )
         return ClassificationStatistics(
             task=self.task,
             num_outputs=self.num_outputs,
@@ -113,19 +121,42 @@ class ClassificationStatistics:
             histogram_counts=counts,
             log_loss=sum(p.log_loss for p in parts),  # type: ignore[arg-type]
             calibration=sum(p.calibration for p in parts),  # type: ignore[arg-type]
-        )
+            histogram_widths=widths,
+            confusion_slack=sum(p.slack for p in parts)  # type: ignore[arg-type]
+            if any(p.confusion_slack is not None for p in parts) else None,
+        )  # fmt: skip
+
+    def coarser(self, num_bins: int) -> ClassificationStatistics:
+        """Return the same with fewer bins, each a union of these: what counting with them would have given.
+
+        Args:
+            num_bins: A divisor of the present number.
+        """
+        factor, rest = divmod(self.num_bins, num_bins)
+        assert not rest, (self.num_bins, num_bins)
+        rows, bins = self.histogram_keys // self.num_bins, self.histogram_keys % self.num_bins
+        first, last = bins // factor, (bins + self.widths - 1) // factor
+        keys, widths, counts = _add_cells(rows * num_bins + first, last - first + 1, self.histogram_counts)
+        return replace(
+            self, num_bins=num_bins, histogram_keys=keys, histogram_counts=counts, histogram_widths=widths
+        )  # fmt: skip
+
+    @property
+    def widths(self) -> np.ndarray:
+        """How many bins each cell of the histograms covers, int64 [M]."""
+        return np.ones_like(self.histogram_keys) if self.histogram_widths is None else self.histogram_widths
+
+    @property
+    def slack(self) -> np.ndarray:
+        """How far a cell of each row of `confusion` can be off, int64 [K], multi-label [K, 2]."""
+        return np.zeros(self.confusion.shape[:-1], np.int64) if self.confusion_slack is None else self.confusion_slack
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return int64 arrays that travel; `from_arrays` reads them."""
         header = [_FORMAT, TASKS.index(self.task), self.num_outputs, self.num_bins, self.num_images]
-        return {
-            "header": np.array(header, np.int64),
-            "confusion": self.confusion,
-            "histogram_keys": self.histogram_keys,
-            "histogram_counts": self.histogram_counts,
-            "log_loss": self.log_loss,
-            "calibration": self.calibration,
-        }
+        arrays = {"header": np.array(header, np.int64), **{name: getattr(self, name) for name in NAMES[1:]}}
+        optional = {name: getattr(self, name) for name in OPTIONAL_NAMES}
+        return arrays | {name: array for name, array in optional.items() if array is not None}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> ClassificationStatistics:
@@ -134,9 +165,9 @@ class ClassificationStatistics:
         Raises:
             ValueError: An array is missing, of another type or shape, negative, or contradicts another one.
         """
-        names = ("header", "confusion", "histogram_keys", "histogram_counts", "log_loss", "calibration")
+        names = (*NAMES, *(name for name in OPTIONAL_NAMES if name in arrays))
         if set(arrays) != set(names):
-            raise ValueError(f"Statistics must hold exactly {', '.join(names)}, not {', '.join(sorted(arrays))}.")
+            raise ValueError(f"Statistics must hold exactly {', '.join(NAMES)}, not {', '.join(sorted(arrays))}.")
         for name in names:
             array = np.asarray(arrays[name])
             if array.dtype.kind not in "iu" or (array.size and array.min() < 0):
@@ -149,36 +180,63 @@ class ClassificationStatistics:
         check_num_bins(num_bins)
         multi = task == "multi-label"
         num_cells = values["histogram_keys"].size
-        shapes = {
+        shapes: dict[str, tuple[int, ...]] = {
             "confusion": (k, 2, 2) if multi else (k, k),
             "log_loss": (1,),
             "calibration": (NUM_CALIBRATION_BINS, 3),
             "histogram_keys": (num_cells,),
             "histogram_counts": (num_cells,),
+            "histogram_widths": (num_cells,),
+            "confusion_slack": (k, 2) if multi else (k,),
         }
-        for name, shape in shapes.items():
-            if values[name].shape != shape:
-                raise ValueError(f"Statistics: '{name}' must have shape {shape}, not {values[name].shape}.")
+        for name, array in values.items():
+            if array.shape != shapes[name]:
+                raise ValueError(f"Statistics: '{name}' must have shape {shapes[name]}, not {array.shape}.")
+        found = cls(task=task, num_outputs=k, num_bins=num_bins, num_images=n, **values)
         keys, counts, decisions = values["histogram_keys"], values["histogram_counts"], values["calibration"]
         if (np.diff(keys) <= 0).any() or (num_cells and keys[-1] >= 2 * k * num_bins):
             raise ValueError("Statistics: the histogram's keys must rise and lie inside the outputs' range.")
+        if (found.widths < 1).any() or (keys % num_bins + found.widths > num_bins).any():
+            raise ValueError("Statistics: a cell of the histogram reaches beyond the bins of its output.")
         per_output = np.bincount(keys // (2 * num_bins), counts, minlength=k)
+        # A label whose counts are withheld is empty in both, and nowhere else may they be but of all images.
+        withheld = multi & (per_output == 0)
         per_confusion = values["confusion"].reshape(k, 4).sum(1) if multi else values["confusion"].sum(keepdims=True)
-        if (per_output != n).any() or (per_confusion != n).any() or decisions[:, 0].sum() != n * (k if multi else 1):
+        num_decisions = decisions[:, 0].sum()
+        if (
+            (per_output != np.where(withheld, 0, n)).any()
+            or (per_confusion != (np.where(withheld, 0, n) if multi else n)).any()
+            or num_decisions not in (0, n * (k if multi else 1))
+        ):
             raise ValueError(f"Statistics: the counts contradict each other, or the {n} images that the header claims.")
         if (decisions[:, 2] > decisions[:, 0]).any() or (decisions[:, 1] // FIXED_POINT > decisions[:, 0]).any():
             raise ValueError("Statistics: the calibration bins hold more than their number of decisions.")
-        return cls(task=task, num_outputs=k, num_bins=num_bins, num_images=n, **values)
+        return found
 
     def finish(self, *, threshold: float = 0.5) -> dict[str, Any]:
         """Return the metrics by name, fit for JSON; see `jointdiff.metrics.finish`."""
         return metrics.finish(self, threshold=threshold)
 
-    def histogram(self, output: int, positive: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Return the sorted bins and the counts of one output's negatives or positives, [M] each."""
+    def histogram(self, output: int, positive: bool) -> Cells:
+        """Return one output's negatives or positives: first and last bin of each cell, and its count, [M] each."""
         first = (2 * output + positive) * self.num_bins
         part = slice(*np.searchsorted(self.histogram_keys, [first, first + self.num_bins]))
-        return self.histogram_keys[part] - first, self.histogram_counts[part]
+        bins = self.histogram_keys[part] - first
+        return bins, bins + self.widths[part] - 1, self.histogram_counts[part]
+
+
+def _add_cells(
+    keys: np.ndarray, widths: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """Return sorted cells with their counts added up, and their widths, None where all are one."""
+    if (widths == 1).all():
+        added, where = np.unique(keys, return_inverse=True)
+        wide = None
+    else:
+        (added, wide), where = np.unique(np.stack([keys, widths]), axis=1, return_inverse=True)
+    total = np.zeros(len(added), np.int64)
+    np.add.at(total, where.ravel(), counts)
+    return added, wide, total
 
 
 def _checked(probs: np.ndarray, labels: np.ndarray, task: str) -> tuple[np.ndarray, np.ndarray]:

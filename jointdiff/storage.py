@@ -36,9 +36,8 @@ def home(run_home: str = "") -> Path:
     Raises:
         RunError: The folder cannot be made or written.
     """
-    chosen = run_home or os.environ.get(HOME_VARIABLE, "") or DEFAULT_HOME
     origin = "home" if run_home else HOME_VARIABLE if os.environ.get(HOME_VARIABLE) else "the default home"
-    folder = Path(os.path.abspath(os.path.expanduser(chosen)))
+    folder = home_path(run_home)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A trial file, not os.access: only writing tells about read-only mounts and full disks.
@@ -50,6 +49,12 @@ def home(run_home: str = "") -> Path:
             f"Runs, checkpoints and reports go there. Choose another with home=/some/folder or {HOME_VARIABLE}."
         ) from error
     return folder
+
+
+def home_path(run_home: str = "") -> Path:
+    """Return the same folder as `home`, without making or trying it."""
+    chosen = run_home or os.environ.get(HOME_VARIABLE, "") or DEFAULT_HOME
+    return Path(os.path.abspath(os.path.expanduser(chosen)))
 
 
 def run_path(home_folder: Path, run_name: str) -> Path:

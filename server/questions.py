@@ -184,6 +184,8 @@ class Questions:
                 "bytes_out": reply.bytes_out,
             }
             fields |= {"table": report.table} if kind == protocol.DESCRIBE else {}
+            fields |= {"withheld": report.withheld} if report.withheld else {}
         else:
             fields["reason"] = report.reason
+            fields |= {"code": report.code} if report.code else {}
         self._record.event(_DONE[report.status], **fields)

@@ -11,10 +11,11 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.protocol import CODES, RoundInstructions, RoundReport
 
 MAX_REPORT_CHARACTERS = 1_000_000
 MAX_REASON_CHARACTERS = 500
+MAX_WITHHELD = 10_000  # names of statistics that a site withholds
 MAX_COUNT = 2**29  # images; below it a float32 times a count is exact in float64
 
 
@@ -104,6 +105,7 @@ def _read_report(text: str, hospital: str) -> RoundReport:
     return RoundReport(
         hospital,
         status=report.status,
+        code=report.code if report.code in CODES else "",
         reason=one_line(report.reason),
         num_images=report.num_images,
         num_labels=report.num_labels,
@@ -111,6 +113,7 @@ def _read_report(text: str, hospital: str) -> RoundReport:
         device=one_line(report.device)[:100],
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         table=report.table,
+        withheld=[one_line(name)[:100] for name in report.withheld[:MAX_WITHHELD] if isinstance(name, str)],
     )
 
 

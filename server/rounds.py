@@ -8,7 +8,7 @@ its last complete round. Replies are merged in the hospitals' order, so the orde
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from flwr.serverapp import Grid
 
 from jointdiff import protocol, storage
 from jointdiff.config import Config, RunConfig
+from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
 from jointdiff.grading import merge_grades
@@ -62,7 +63,7 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
             federation.begin(state)
             while federation.round_number < config.run.num_rounds:
                 federation.next_round()
-            federation.show(info.class_names)
+            federation.show(info)
             record.finish()
         except BaseException as error:
             record.fail(error)
@@ -84,6 +85,7 @@ class Federation:
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self.moments: Tensors = {}  # of the server's optimiser
         self._undescribed = names
+        self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
 
     def begin(self, state: RunState | None) -> None:
         """Meet the hospitals, then take up the state of a run that is resumed, or solve the first head."""
@@ -102,6 +104,9 @@ class Federation:
         if self._undescribed:
             with self.questions.ask(protocol.DESCRIBE, number, {}, minimum=minimum, only=self._undescribed) as answers:
                 known = {reply.hospital for reply in answers.good}
+                self._allow_samples |= {
+                    reply.hospital for reply in answers.good if reply.report.table.get("server_samples") is True
+                }
             self._undescribed = [name for name in self._undescribed if name not in known]
 
     def next_round(self) -> None:
@@ -121,7 +126,7 @@ class Federation:
     def _save(self) -> None:
         write_state(self.record.folder, RunState(self.round_number, self.weights, self.average, self.moments))
 
-    def show(self, class_names: Sequence[str]) -> None:
+    def show(self, info: DatasetInfo) -> None:
         """Let the hospitals explain decisions and grade samples; draw a panel of samples here. Unless `explain` is 0.
 
         A model that was never trained to denoise can neither draw nor edit.
@@ -130,7 +135,7 @@ class Federation:
             with self.questions.ask(protocol.EXPLAIN, self.round_number, self.average, minimum=0) as answers:
                 grades = {reply.hospital: reply.report.metrics for reply in answers.good}
             self._explained(grades)
-            self._sampled(merge_sample_grades(grades.values(), class_names))
+            self._sampled(merge_sample_grades(grades.values(), info.class_names), real=info.real)
 
     def _explained(self, grades: Mapping[str, Mapping[str, float]]) -> None:
         own = {
@@ -139,7 +144,16 @@ class Federation:
         }
         self.record.event("explained", hospitals=own, pooled=merge_grades(own.values()))
 
-    def _sampled(self, grades: Mapping[str, Any]) -> None:
+    def _sampled(self, grades: Mapping[str, Any], *, real: bool) -> None:
+        """Draw samples, unless they could be copies of patients and a hospital does not allow it."""
+        against = [name for name in self.hospitals.names if name not in self._allow_samples] if real else []
+        if against:
+            reason = (
+                "The server drew no samples: they can be copies of the scans that were trained on, and not every "
+                f"hospital's policy allows it (server-samples): {', '.join(against)}."
+            )
+            self.record.event("sampled", path="", per_class=0, metrics=dict(grades), reason=reason)
+            return
         device = select_device(self.config.run.device)
         samples = make_samples(self.average, self.config, self.record.folder, device=device)
         samples["metrics"] = dict(grades)
@@ -228,12 +242,14 @@ class Federation:
             number,
             self.average,
             minimum=1,
-            check=lambda reply, tensors: scores.add(reply.hospital, tensors),
+            check=lambda reply, tensors: scores.add(reply.hospital, tensors, reply.report.withheld),
         ):
             pass  # the check reads the statistics
         heldout = scores.pooled(HELDOUT)
         heldout_auc = heldout["auc"] if heldout else None
+        withheld = {"withheld": scores.withheld} if scores.withheld else {}
         self.record.event(
-            "evaluated", round=number, pooled=scores.pooled(), hospitals=scores.by_hospital(), heldout_auc=heldout_auc
-        )
+            "evaluated", round=number, pooled=scores.pooled(), hospitals=scores.by_hospital(), heldout_auc=heldout_auc,
+            **withheld,
+        )  # fmt: skip
         return heldout_auc

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jointdiff.config import ModelConfig
-from jointdiff.statistics import ClassificationStatistics
+from jointdiff.score_histogram import NUM_BINS
+from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
 
 TEST = "test"  # the hospital's share of the evaluation split
 HELDOUT = "heldout"  # the part of its kept labels that chooses `best`
@@ -20,10 +21,14 @@ class Scores:
 
     def __init__(self, model: ModelConfig) -> None:
         self._model = model
+        self.withheld: dict[str, list[str]] = {}  # hospital -> what it holds back
         self._found: dict[str, dict[str, ClassificationStatistics]] = {part: {} for part in PARTS}
 
-    def add(self, hospital: str, arrays: Mapping[str, np.ndarray]) -> None:
+    def add(self, hospital: str, arrays: Mapping[str, np.ndarray], withheld: Sequence[str] = ()) -> None:
         """Read one hospital's arrays, named `<part>.<statistic>`.
+
+        Args:
+            withheld: What the hospital says that it holds back: a part, or `<part>.<what of it>`.
 
         Raises:
             ValueError: They are not statistics of this run's task; nothing of this hospital is kept then.
@@ -32,18 +37,27 @@ class Scores:
         for name, array in arrays.items():
             part, _, rest = name.partition(".")
             groups.setdefault(part, {})[rest] = array
-        if TEST not in groups or not groups.keys() <= set(PARTS):
+        if (TEST not in groups and TEST not in withheld) or not groups.keys() <= set(PARTS):
             raise ValueError(f"statistics of {sorted(groups)} came, not of {TEST}")
         found = {part: ClassificationStatistics.from_arrays(group) for part, group in groups.items()}
         for statistics in found.values():
             if (statistics.task, statistics.num_outputs) != (self._model.task, self._model.num_outputs):
                 raise ValueError(f"statistics of a {statistics.task} task with {statistics.num_outputs} outputs came")
+            if statistics.num_bins not in (NUM_BINS, COARSE_BINS):
+                raise ValueError(f"statistics with {statistics.num_bins} score bins came")
         for part, statistics in found.items():
             self._found[part][hospital] = statistics
+        names = [name for name in withheld if name.partition(".")[0] in PARTS]
+        if names:
+            self.withheld[hospital] = names
 
     def pooled(self, part: str = TEST) -> dict[str, Any] | None:
-        """Return the metrics over all hospitals' images, or None where nobody sent any."""
-        found = list(self._found[part].values())
+        """Return the metrics over all hospitals' images, or None where nobody sent any.
+
+        Where one hospital counts scores in coarse bins, all are counted in these.
+        """
+        num_bins = min((statistics.num_bins for statistics in self._found[part].values()), default=NUM_BINS)
+        found = [statistics.coarser(num_bins) for statistics in self._found[part].values()]
         return found[0].merge(found[1:]).finish() if found else None
 
     def by_hospital(self, part: str = TEST) -> dict[str, dict[str, Any]]:

@@ -35,12 +35,10 @@ def data_seen(run: RunData) -> str:
     rows = []
     sums = [0] * (4 + len(names))
     for hospital, entry in tables.items():
-        kept = [int(count) for count in entry.get("labelled") or []]
-        kept = [*kept, *[0] * len(names)][: len(names)]
+        kept = [*(entry.get("labelled") or []), *[None] * len(names)][: len(names)]  # None: withheld by the site
         given = entry.get("num_labelled", described[hospital].get("num_labels"))
-        values = [entry.get("num_train") or 0, given or 0, *kept, entry.get("num_unlabelled") or 0,
-                  entry.get("num_test") or 0]  # fmt: skip
-        sums = [total + value for total, value in zip(sums, values, strict=True)]
+        values = [entry.get("num_train"), given, *kept, entry.get("num_unlabelled"), entry.get("num_test")]
+        sums = [total + (value or 0) for total, value in zip(sums, values, strict=True)]
         rows.append([text(hospital), *map(number, values)])
     facts += [
         ["hospitals", number(len(run.hospitals))],

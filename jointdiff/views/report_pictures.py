@@ -37,7 +37,8 @@ def samples(run: RunData) -> Html | None:
         panel = element(
             "figure", inline_image(png, "Panel of generated images"), element("figcaption", caption)
         )  # fmt: skip
-    return element("div", panel, _agreement(metrics), kid_table(metrics, run.class_names))
+    reason = element("p", str(entry["reason"]), class_="note") if entry.get("reason") else None
+    return element("div", panel, reason, _agreement(metrics), kid_table(metrics, run.class_names))
 
 
 def _agreement(metrics: Mapping[str, Any]) -> Html | None:

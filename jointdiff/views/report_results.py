@@ -25,14 +25,16 @@ def headline(run: RunData) -> Html | None:
     where = f"pooled, {number(pooled.get('num_images'))} {split} images"
     described = [mapping(event.get("table")) for event in run.replies("describe")]
     labelled = sum(sum(_counts(entry.get("labelled"))) for entry in described)
+    hidden = sum("labelled" in entry and entry["labelled"] is None for entry in described)
     trained_on = sum(entry.get("num_train") or 0 for entry in described)
     traffic = sum((event.get("bytes_in") or 0) + (event.get("bytes_out") or 0) for event in run.replies())
     multi_label = run.dataset.get("task") == "multi-label"
     tiles = [
-        ("Balanced accuracy", number(pooled.get("balanced_accuracy")), f"{where}; chance {1 / num_outputs:.2f}"),
-        ("AUC", number(pooled.get("auc")), f"{where}; chance 0.50"),
+        ("Balanced accuracy", with_error(pooled, "balanced_accuracy"), f"{where}; chance {1 / num_outputs:.2f}"),
+        ("AUC", with_error(pooled, "auc"), f"{where}; chance 0.50"),
         ("Labelled images" if not multi_label else "Labels given", number(labelled) if described else MISSING,
-         f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together" if described else ""),
+         (f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together"
+          + (f"; {hidden} withhold theirs" if hidden else "")) if described else ""),
         ("Duration", duration(run.ending.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),
         ("Exchanged", num_bytes(traffic), "both ways, all hospitals"),
     ]  # fmt: skip
@@ -114,7 +116,7 @@ def results(run: RunData) -> Html | None:
     """Return the last round's numbers of every hospital and of all, the confusion matrix and what it rests on."""
     pooled = mapping(run.final.get("pooled"))
     if not pooled:
-        return None
+        return withheld_note(run) if run.final.get("withheld") else None
     hospitals = mapping(run.final.get("hospitals"))
     keys = [key for key in METRICS if is_number(pooled.get(key))]
     rows = [_row(name, mapping(values), keys) for name, values in hospitals.items()]
@@ -128,13 +130,47 @@ def results(run: RunData) -> Html | None:
     return element(
         "div",
         overview,
+        withheld_note(run),
         _per_class(run, pooled),
         element("div", _confusion(run, pooled), _statements(run, pooled), class_="columns"),
     )
 
 
 def _row(name: str, values: Mapping[str, Any], keys: list[str]) -> list[str]:
-    return [name, number(values.get("num_images")), *(number(values.get(key)) for key in keys)]
+    return [name, number(values.get("num_images")), *(with_error(values, key) for key in keys)]
+
+
+def with_error(values: Mapping[str, Any], key: str) -> str:
+    """Return a metric, with the bound of its error where sites withhold small counts.
+
+    >>> with_error({"auc": 0.91, "auc_error": 0.02}, "auc"), with_error({"auc": 0.91}, "auc")
+    ('0.910 ± 0.020', '0.910')
+    """
+    error = values.get(f"{key}_error")
+    shown = number(values.get(key))
+    return f"{shown} ± {number(error)}" if is_number(values.get(key)) and is_number(error) else shown
+
+
+def withheld_note(run: RunData) -> Html:
+    """Return which hospitals withhold small counts, and what the ± says; that none does is said too."""
+    counts = {str(event["hospital"]): mapping(event.get("table")).get("min_cell_count")
+              for event in run.replies("describe")}  # fmt: skip
+    strict = {name: count for name, count in counts.items() if is_number(count) and count}
+    if not strict:
+        return element("p", "No hospital withholds small counts (min-cell-count 0, the default of simulations).",
+                       class_="note")  # fmt: skip
+    who = ", ".join(f"{name} (below {count})" for name, count in strict.items())
+    whole = [name for name, names in mapping(run.final.get("withheld")).items() if "test" in names]
+    return element(
+        "p",
+        f"Withheld by the site: statistics on small counts, by {who}. ",
+        f"All statistics of the last round: {', '.join(whole)}; their images are in no number here. "
+        if whole
+        else None,
+        "± is an exact bound, not a confidence interval: scores came in coarse bins, and replaced small counts of the "
+        "confusion matrix can have moved a number by so much. The calibration table is withheld.",
+        class_="note",
+    )
 
 
 def _per_class(run: RunData, pooled: Mapping[str, Any]) -> Html | None:

@@ -69,10 +69,10 @@ def privacy(run: RunData) -> Html | None:
               caption="Differential privacy, as each hospital's ledger has it, over all runs on its data"),
         element(
             "p",
-            "Whoever sees everything that was sent, and the final model, can tell hardly better than ε and δ allow whether "
-            "one given record was trained on: the odds change by at most e^ε, but for a chance of δ. A record is one image, "
-            "or one patient where the site's table names patients. Test images and held-out labels are outside: they are "
-            "counted, not trained on.",
+            "Whoever sees everything that was sent, and the final model, can tell hardly better than ε and δ allow "
+            "whether one given record was trained on: the odds change by at most e^ε, but for a chance of δ. A record "
+            "is one image, or one patient where the site's table names patients. Test images and held-out labels are "
+            "outside: they are counted, not trained on.",
             class_="note",
         ),
     )  # fmt: skip
@@ -99,6 +99,8 @@ def class_tables(run: RunData) -> Html | None:
         table(["Hospital", *heads, "unlabelled", "all"], rows("labelled", ("num_unlabelled", "num_train")),
               caption="For training: images whose label was kept, by class, and those whose label was hidden"),
         table(["Hospital", *heads, "all"], rows("test", ("num_test",)), caption="For evaluation, by class"),
+        element("p", f"{MISSING}: withheld by the site's min-cell-count; the sums are without it.", class_="note")
+        if any(value is None for entry in tables.values() for value in entry.values()) else None,
         element("p", "Classes of a multi-label set overlap: their counts do not add up to the images.", class_="note")
         if run.dataset.get("task") == "multi-label" else None,
         class_="columns" if len(names) <= 4 else None,  # beside each other, where they are narrow

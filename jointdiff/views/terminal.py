@@ -109,6 +109,9 @@ class ProgressPrinter:
         self._end_round(mapping(event.get("pooled")), _seconds(event))
 
     def _on_sampled(self, event: Mapping[str, Any]) -> None:
+        if event.get("reason"):
+            self._say(str(event["reason"]))
+            return
         share = mapping(event.get("metrics")).get("referee_agreement")
         self._say("Samples drawn" + (f": a referee agrees with {percent(share)}." if is_number(share) else "."))
 

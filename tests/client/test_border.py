@@ -45,7 +45,25 @@ def test_what_could_be_a_path_or_is_not_ours_does_not_travel(error):
 
 def test_our_own_errors_without_a_path_travel_shortened_and_on_one_line():
     assert border.safe_reason(ConfigError("hospital-3 is left\nwithout data.")) == "hospital-3 is left without data."
-    assert len(border.safe_reason(ConfigError("x" * 9999))) == border.MAX_CHARACTERS
+    shortened = border.safe_reason(ConfigError("xyz " * 999))
+    assert border.MAX_CHARACTERS - 4 <= len(shortened) <= border.MAX_CHARACTERS and shortened.endswith("...")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        bytes(range(200)).hex(),  # an image as one long word
+        " ".join(map(str, range(200))),  # its pixels as numbers
+        "J\u00fcrgen has no label.",
+    ],
+)
+def test_a_text_that_could_carry_pixels_does_not_travel_whoever_raised_it(text):
+    assert border.safe_reason(DataError(text)) == "DataError (the details are in the log of the site)"
+
+
+def test_the_name_of_a_class_is_a_channel_too():
+    error = type("Doe_1956", (ValueError,), {})("x")
+    assert border.safe_reason(error) == "an error (the details are in the log of the site)"
 
 
 def test_a_failure_is_a_report_and_the_traceback_stays_in_the_log(instructions, monkeypatch, tmp_path):

@@ -52,13 +52,16 @@ def test_ledger_and_manifests_are_shown(client: TestClient, site: Path) -> None:
     (site / "ledger.json").write_text(json.dumps(ledger))
     manifest = site / "egress" / "run-a" / "round-0005.json"
     manifest.parent.mkdir(parents=True)
-    manifest.write_text(json.dumps({"replies": [{"kind": "train", "tensors": [{"name": "w", "bytes": 3_000_000}],
-                                                 "scalars": [{"name": "loss", "bytes": 8}]}]}))  # fmt: skip
+    reply = {"kind": "train", "num_bytes": 3_000_008, "tensors": [{"name": "w"}], "scalars": [{"name": "loss"}]}
+    manifest.write_text(json.dumps({"replies": [reply, {"num_bytes": 40, "stopped": "an undeclared tensor: 'scan'"}]}))
     parts = client.get("/live").json()["parts"]
     assert "ε 1.25" in parts["tiles"] and "3.0 MB" in parts["tiles"] and "1e-05" in parts["tiles"]
     assert "patient" in parts["ledger"] and "sha256" not in parts["ledger"].lower()
     found = client.get("/data.json").json()["runs"][0]
-    assert found["egress"] == [{"round": 5, "num_parts": 2, "num_bytes": 3_000_008}] and found["last_round"] == 5
+    expected = {"round": 5, "num_replies": 2, "num_parts": 2, "num_bytes": 3_000_048, "num_stopped": 1, "error": None}
+    assert found["egress"] == [expected] and found["last_round"] == 5
+    manifest.write_text("{ cut")
+    assert "cannot be read" in client.get("/live").json()["parts"]["egress"]
     (site / "ledger.json").write_text("{ cut")
     assert "cannot be read" in client.get("/live").json()["parts"]["ledger"]
 

@@ -93,6 +93,8 @@ def _text(event: Event) -> str | None:
         pooled = mapping(event.get("pooled"))
         return (f"Round {round_number}: AUC {number(pooled.get('auc'))}, balanced accuracy "
                 f"{number(pooled.get('balanced_accuracy'))}, pooled over all hospitals")  # fmt: skip
+    if kind == "sampled" and event.get("reason"):
+        return str(event["reason"])
     if kind == "sampled":
         share = mapping(event.get("metrics")).get("referee_agreement")
         return "Samples drawn" + (f", a referee agrees with {percent(share)}" if share is not None else "")

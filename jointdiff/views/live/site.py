@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -97,21 +96,18 @@ def _gallery(folder: Path, name: str) -> dict[str, Any]:
 
 def _egress(path: Path, number: int) -> dict[str, Any]:
     """Return how much left the site in one round, by the manifest that was written before it left."""
-    parts = list(_parts(_read(path)))
-    return {"round": number, "num_parts": len(parts), "num_bytes": sum(int(part["bytes"]) for part in parts)}
-
-
-def _parts(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield every entry of a manifest that names a size, however deep it stands."""
-    if isinstance(value, dict):
-        if is_number(value.get("bytes")):
-            yield value
-        else:
-            for entry in value.values():
-                yield from _parts(entry)
-    elif isinstance(value, list):
-        for entry in value:
-            yield from _parts(entry)
+    record = _read(path) or {}
+    replies = record.get("replies")
+    entries = [entry for entry in replies if isinstance(entry, dict)] if isinstance(replies, list) else []
+    return {
+        "round": number,
+        "num_replies": len(entries),
+        "num_parts": sum(len(part) for entry in entries for key in ("tensors", "scalars")
+                         if isinstance(part := entry.get(key), list)),
+        "num_bytes": sum(int(entry["num_bytes"]) for entry in entries if is_number(entry.get("num_bytes"))),
+        "num_stopped": sum(bool(entry.get("stopped")) for entry in entries),
+        "error": record.get("error"),
+    }  # fmt: skip
 
 
 def _ledger(folder: Path) -> dict[str, Any] | None:

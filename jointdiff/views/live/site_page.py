@@ -132,11 +132,23 @@ def _egress(runs: list[dict[str, Any]]) -> Child:
     if not entries:
         return element("p", "No manifest of what leaves is written here. The coordinator's report counts bytes.",
                        class_="soft")  # fmt: skip
-    rows = [[name, number(entry["round"]), number(entry["num_parts"]), num_bytes(entry["num_bytes"])]
-            for name, entry in entries[:_NUM_ROWS]]  # fmt: skip
+    rows = [
+        [name, number(entry["round"]), number(entry["num_replies"]), number(entry["num_parts"]),
+         num_bytes(entry["num_bytes"]) if entry["error"] is None else "cannot be read", number(entry["num_stopped"])]
+        for name, entry in entries[:_NUM_ROWS]
+    ]  # fmt: skip
     more = len(entries) - _NUM_ROWS
     return [
-        element("div", table(["Run", "Round", "Tensors and numbers", "Size"], rows), class_="hospitals"),
+        element(
+            "p",
+            "Written before it left; ",
+            element("code", "jointdiff-client egress --explain"),
+            " says what each thing is, and verifies the record.",
+            class_="note",
+        ),
+        element(
+            "div", table(["Run", "Round", "Replies", "Tensors and values", "Size", "Stopped"], rows), class_="hospitals"
+        ),
         element("p", f"{more} older ones are in egress/.", class_="note") if more > 0 else None,
     ]
 

@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+
+import pytest
+
+from client import site_policy
+from client.site_policy import SIMULATED, SitePolicy, read_policy
+from jointdiff.config import Config
+from jointdiff.errors import ConfigError, RefusedError
+from jointdiff.protocol import RoundInstructions
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    monkeypatch.setenv("JOINTDIFF_HOME", str(tmp_path / "home"))
+    asked = RoundInstructions(
+        kind="describe", run_name="run", hospital="hospital-1", hospital_index=0, round=0, config=Config().to_dict(),
+        site_folder=str(tmp_path / "site"), code_version="", code_hash="",
+    )  # fmt: skip
+    return lambda **changes: dataclasses.replace(asked, **changes)
+
+
+def write(folder, text):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "site.yaml").write_text(text)
+
+
+def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
+    deployed, simulated = site_policy.policy_of(ask(site_folder="")), site_policy.policy_of(ask())
+    assert (deployed.min_cell_count, deployed.server_samples) == (10, False)
+    assert (simulated.min_cell_count, simulated.server_samples) == (0, True)
+    assert (deployed.epsilon, deployed.delta, deployed.unit, deployed.require_dp) == (None, None, "image", False)
+
+
+def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
+    text = (importlib.resources.files("configs") / "site.example.yaml").read_text()
+    write(tmp_path, text)
+    assert read_policy(tmp_path, simulated=False) == read_policy(tmp_path, simulated=True) == SitePolicy()
+
+
+def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
+    write(tmp_path, "privacy:\n  epsilon: 8\n  delta: 1.0e-4\n  require-dp: true\n  min-cell-count: 5\n")
+    found = read_policy(tmp_path, simulated=True)
+    assert found == dataclasses.replace(SIMULATED, epsilon=8, delta=1e-4, require_dp=True, min_cell_count=5)
+    write(tmp_path, "")
+    assert read_policy(tmp_path, simulated=True) == SIMULATED
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("privacy:\n  min-cel-count: 5\n", "did you mean 'min-cell-count'?"),
+        ("privacy:\n  min-cell-count: 2\n", "at least 3, not 2"),
+        ("privacy:\n  min-cell-count: true\n", "at least 3, not True"),
+        ("privacy:\n  min-cell-count: 10.0\n", "at least 3, not 10.0"),
+        ("privacy:\n  epsilon: 0\n  delta: 0.1\n", "a number above 0"),
+        ("privacy:\n  epsilon: .inf\n  delta: 0.1\n", "a number above 0"),
+        ("privacy:\n  epsilon: .nan\n  delta: 0.1\n", "a number above 0"),
+        ("privacy:\n  epsilon: '1'\n", "a number above 0"),
+        ("privacy:\n  epsilon: 1\n", "no delta"),
+        ("privacy:\n  delta: 1.0\n", "between 0 and 1"),
+        ("privacy:\n  unit: patient\n", "one of image"),
+        ("privacy:\n  require-dp: 'no'\n", "true or false"),
+        ("privacy:\n  server-samples: 1\n", "true or false"),
+        ("data:\n  kind: folder\n", "Unknown section 'data'"),
+        ("privacy: [1]\n", "must be a mapping"),
+        ("- privacy\n", "must be a mapping"),
+        ("privacy: {\n", "cannot be read"),
+    ],
+)
+def test_a_bad_file_is_one_clear_error(tmp_path, text, said):
+    write(tmp_path, text)
+    with pytest.raises(ConfigError) as caught:
+        read_policy(tmp_path, simulated=True)
+    assert said in str(caught.value) and "site.yaml" in str(caught.value)
+
+
+def test_a_server_cannot_lead_a_deployed_site_away_from_its_own_policy(ask, tmp_path):
+    """It would name an empty folder, and with it the lax defaults of a simulation and an empty ledger."""
+    write(tmp_path / "home", "privacy:\n  min-cell-count: 20\n")
+    with pytest.raises(RefusedError, match="policy of its own"):
+        site_policy.policy_of(ask())
+    assert site_policy.folder_of(ask()) == tmp_path / "home"
+    assert site_policy.policy_of(ask(site_folder="")).min_cell_count == 20
