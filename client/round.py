@@ -102,10 +102,11 @@ class Site:
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""
         counts = {"num_images": len(images), "num_labels": images.num_labelled}
-        if self.config.private:  # how many labels there are is a count over records; how many records, is public
-            counts["num_labels"] = 0
         minimum = self.policy.min_cell_count
         withheld = [name for name, count in counts.items() if is_small(count, minimum)]
+        if self.config.private:  # how many labels there are is a count over records; how many records, is public
+            counts["num_labels"] = 0
+            withheld = sorted({*withheld, "num_labels"})
         return RoundReport(
             self.instructions.hospital,
             num_images=shown(counts["num_images"], minimum),

@@ -81,7 +81,7 @@ def test_nothing_computed_from_training_records_leaves_but_the_weights(ask, conf
     assert report.num_labels == 0 and set(tensors) == set(initial_weights(config))
     described, _ = client_round.run(ask(protocol.DESCRIBE), {})
     assert described.num_labels == 0
-    assert not {"labelled", "num_labelled", "num_unlabelled"} & set(described.table)
+    assert all(described.table[name] is None for name in ("labelled", "num_labelled", "num_unlabelled"))
     with pytest.raises(RefusedError, match="not noised"):
         client_round.run(ask(protocol.HEAD), initial_weights(config))
 
