@@ -8,6 +8,7 @@ operating system. Nothing that is computed from the records leaves but the weigh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import torch
 
@@ -41,6 +42,9 @@ class PrivacyPlan:
         return epsilon_of([(self.noise_multiplier, self.sample_rate, self.steps * self.num_rounds)], self.delta)
 
 
+_noise_multiplier_for = lru_cache(maxsize=64)(noise_multiplier_for)  # a search of seconds, the same in every round
+
+
 def plan_for(config: Config, num_units: int) -> PrivacyPlan:
     """Return what a hospital with so many records (or patients) will do in every round of a private run.
 
@@ -55,7 +59,7 @@ def plan_for(config: Config, num_units: int) -> PrivacyPlan:
             "one of them. Take a smaller delta."
         )
     rate = min(1.0, run.batch_size / num_units)
-    sigma = run.noise_multiplier or noise_multiplier_for(
+    sigma = run.noise_multiplier or _noise_multiplier_for(
         run.target_epsilon, run.delta, rate, run.num_rounds * run.local_steps
     )
     return PrivacyPlan(sigma, rate, run.local_steps, run.num_rounds, run.delta)
