@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from client import state
+from client.secure_sum import SecureSum
 from jointdiff import protocol, storage
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
@@ -43,6 +44,7 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
 
     Returns:
         The report, and what travels beside it: weights (TRAIN), mergeable statistics (HEAD, EVALUATE), or nothing.
+        In a run with secure aggregation weights and statistics for the head are masked.
 
     Raises:
         RefusedError: The server runs other code, or asks for a kind of work that this site does not know.
@@ -76,6 +78,11 @@ class Site:
     def device(self) -> torch.device:
         """Where this hospital computes."""
         return select_device(self.config.run.device)
+
+    @property
+    def secure_sum(self) -> SecureSum:
+        """This hospital's part in the secure sum that the instructions are about."""
+        return SecureSum(self.instructions, self.config.run, self.folder)
 
     @property
     def folder(self) -> Path:
@@ -117,12 +124,29 @@ def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     )
     state.save(site.folder, ask.run_name, ask.round, new_state)
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
-    return replace(site.report(site.data.train), metrics=metrics), weights
+    report = replace(site.report(site.data.train), metrics=metrics)
+    if site.config.run.secure_aggregation:
+        return report, site.secure_sum.mask_change(tensors, weights, report)
+    return report, weights
 
 
 def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
+    if site.config.run.secure_aggregation:
+        statistics = site.secure_sum.mask_sums(statistics)
     return site.report(site.data.train), statistics
+
+
+def _keys(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return replace(site.report(site.data.train), payload=site.secure_sum.show_keys()), {}
+
+
+def _shares(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return RoundReport(site.instructions.hospital, payload=site.secure_sum.deal_shares()), {}
+
+
+def _unmask(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return RoundReport(site.instructions.hospital, payload=site.secure_sum.reveal()), {}
 
 
 def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -155,6 +179,9 @@ _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {
     protocol.HEAD: _head,
     protocol.EVALUATE: _evaluate,
     protocol.EXPLAIN: _explain,
+    protocol.KEYS: _keys,
+    protocol.SHARES: _shares,
+    protocol.UNMASK: _unmask,
 }
 
 

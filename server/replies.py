@@ -111,6 +111,7 @@ def _read_report(text: str, hospital: str) -> RoundReport:
         device=one_line(report.device)[:100],
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         table=report.table,
+        payload=report.payload,
     )
 
 
