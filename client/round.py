@@ -112,6 +112,8 @@ def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     ask = site.instructions
+    if site.config.run.secure_aggregation:
+        site.secure_sum.check_ready()  # before the work, not after it
     model = site.model(tensors)
     metrics, new_state = train_round(
         model,

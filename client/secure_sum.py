@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jointdiff import fixed_point, protocol, quorum, secure_sum, storage
+from jointdiff import fixed_point, quorum, secure_sum, storage
 from jointdiff.config import RunConfig
 from jointdiff.errors import RefusedError
 from jointdiff.protocol import RoundInstructions, RoundReport
@@ -76,6 +76,15 @@ class SecureSum:
             }
         return {"sealed": {other: to_text(box) for other, box in sealed.items()}}
 
+    def check_ready(self) -> None:
+        """Check that this site has dealt its shares and masked nothing yet.
+
+        Raises:
+            RefusedError: It is at another step.
+        """
+        with self._refusing():
+            self._read(_SHARED)
+
     def mask_change(self, sent: Mapping[str, np.ndarray], trained: Tensors, report: RoundReport) -> Tensors:
         """Return this site's weighted change of the weights, masked.
 
@@ -85,9 +94,7 @@ class SecureSum:
             report: Counts the images and labels that the weight is made of.
         """
         with self._refusing():
-            count = secure_sum.counted(
-                self._run.weighting, num_images=report.num_images, num_labels=report.num_labels
-            )
+            count = secure_sum.counted(self._run.weighting, num_images=report.num_images, num_labels=report.num_labels)
             weight = secure_sum.relative_weight(count, int(self._ask.payload["largest"]))
             change = {name: trained[name].astype(np.float64) - sent[name] for name in trained}
             limit = float(self._ask.payload["norm_limit"])

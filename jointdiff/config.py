@@ -284,8 +284,8 @@ def _check_secure_aggregation(run: RunConfig) -> None:
         )
     if run.num_hospitals < MIN_HOSPITALS:
         raise ConfigError(
-            f"secure-aggregation=true needs num-hospitals of at least {MIN_HOSPITALS}, not {run.num_hospitals}: of two, "
-            "each knows the other's update from the sum and its own."
+            f"secure-aggregation=true needs num-hospitals of at least {MIN_HOSPITALS}, not {run.num_hospitals}: of "
+            "two, each knows the other's update from the sum and its own."
         )
     if 0 < run.min_hospitals < threshold(run.num_hospitals):
         raise ConfigError(

@@ -173,7 +173,7 @@ def split(secret: bytes, needed: int, count: int) -> list[bytes]:
 
     Shamir, "How to share a secret", 1979, over GF(2^128), half by half. Share i, from 0, belongs to position i + 1.
     """
-    halves = [Shamir.split(needed, count, secret[start : start + _BLOCK]) for start in (0, _BLOCK)]
+    halves = [Shamir.split(needed, count, secret[start : start + _BLOCK], ssss=False) for start in (0, _BLOCK)]
     return [bytes(first) + bytes(second) for (_, first), (_, second) in zip(*halves, strict=True)]
 
 
@@ -187,7 +187,8 @@ def combine(shares: Mapping[int, bytes], needed: int) -> bytes:
         raise ValueError(f"{len(shares)} shares of a secret are left; {needed} are needed")
     chosen = sorted(shares.items())[:needed]
     return b"".join(
-        bytes(Shamir.combine([(at, share[start : start + _BLOCK]) for at, share in chosen])) for start in (0, _BLOCK)
+        bytes(Shamir.combine([(at, share[start : start + _BLOCK]) for at, share in chosen], ssss=False))
+        for start in (0, _BLOCK)
     )
 
 
@@ -212,7 +213,7 @@ def mask(
         private_key: Of its masking key.
     """
     info = session.mask_info(participants, largest)
-    added, subtracted = [seed], []
+    added, subtracted = [seed], list[bytes]()
     for other in participants:
         if other != name:
             key = agree(private_key, session.roster[other].masking, info)
@@ -244,7 +245,7 @@ def unmask(
     if seeds.keys() | keys.keys() != set(participants) or seeds.keys() & keys.keys():
         raise ValueError("each participant must be either a survivor or dropped out")
     info = session.mask_info(participants, largest)
-    added, subtracted = [], list(seeds.values())
+    added, subtracted = list[bytes](), list(seeds.values())
     for dropped, private in keys.items():
         if public_key(private) != session.roster[dropped].masking:
             raise ValueError(f"the shares of {dropped}'s key do not give its key")
@@ -256,11 +257,11 @@ def unmask(
 
 def _shifted(tensors: Mapping[str, np.ndarray], added: Sequence[bytes], subtracted: Sequence[bytes]) -> Tensors:
     """Add and subtract keystreams modulo 2^bits; the tensors take their turns in the order of their names."""
-    shifted = {name: tensors[name].copy() for name in sorted(tensors)}
+    shifted = {name: np.array(tensors[name]) for name in sorted(tensors)}  # copies
     signed = [(key, np.add) for key in added] + [(key, np.subtract) for key in subtracted]
     for key, operation in signed:
         stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()  # a key serves one session: no nonce
-        for name, array in shifted.items():
+        for array in shifted.values():
             zeros = bytes(math.prod(array.shape) * array.itemsize)
             noise = np.frombuffer(stream.update(zeros), array.dtype.newbyteorder("<")).reshape(array.shape)
             operation(array, noise, out=array)  # whole numbers of numpy arrays wrap at 2^bits
