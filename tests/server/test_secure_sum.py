@@ -23,6 +23,7 @@ from jointdiff.protocol import RoundInstructions, RoundReport
 from server import questions
 from server.aggregation import fedavg, merge_statistics
 from server.hospitals import Hospitals
+from server.merging import change_norm
 from server.rounds import run_federation
 from server.run_state import read_state
 from simulations.local import LocalGrid, run_local
@@ -43,6 +44,7 @@ class Secrets:
     updates: dict = field(default_factory=dict)  # (sent, trained, report)
     sums: dict = field(default_factory=dict)
     largest: dict[int, int] = field(default_factory=dict)  # round -> the count that has weight 1
+    norm_limits: dict[int, float] = field(default_factory=dict)  # round -> what the server told
     drawn: list[bytes] = field(default_factory=list)
     means: list[dict] = field(default_factory=list)  # the server's, round by round
 
@@ -57,6 +59,7 @@ def secrets(monkeypatch) -> Secrets:
         masked = mask_change(self, sent, trained, report)
         found.updates[self._ask.round, self._ask.hospital] = (dict(sent), trained, report)
         found.largest[self._ask.round] = self._ask.payload["largest"]
+        found.norm_limits[self._ask.round] = self._ask.payload["norm_limit"]
         return masked
 
     def sums(self, values):
@@ -144,6 +147,8 @@ def test_every_rounds_weights_are_those_of_plain_fedavg_within_the_stated_step(t
     assert [(e["round"], e["kind"]) for e in summed] == order
     assert all(e["dropped"] == {} and e["threshold"] == 2 and e["included"] == names for e in summed)
     assert summed[1]["step"] == 2**-26
+    norm = change_norm(secrets.means[0], secrets.updates[1, "hospital-1"][0])
+    assert secrets.norm_limits == {1: 0, 2: pytest.approx(10 * np.sqrt(3) * norm, rel=1e-3)}
 
 
 def test_the_head_is_solved_on_the_plain_sums_within_the_stated_step(tiny_run, secrets, monkeypatch):
