@@ -49,6 +49,24 @@ def explain(message: Message, _context: Context) -> Message:
     return _answer(message)
 
 
+@app.query("keys")
+def keys(message: Message, _context: Context) -> Message:
+    """Open a secure sum: public keys go back."""
+    return _answer(message)
+
+
+@app.query("shares")
+def shares(message: Message, _context: Context) -> Message:
+    """Deal shares of this site's secrets, sealed for each of the others."""
+    return _answer(message)
+
+
+@app.query("unmask")
+def unmask(message: Message, _context: Context) -> Message:
+    """Give the shares that take the masks off a sum."""
+    return _answer(message)
+
+
 def _answer(message: Message) -> Message:
     records = message.content.config_records
     text = str(records["instructions"]["json"]) if "instructions" in records else ""

@@ -9,6 +9,7 @@ a reply is sent (docs/threat-model.md).
 
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,13 @@ PARTS = ("test", "heldout")  # of the evaluation
 MAX_COUNT = 2**29  # images
 MAX_SCALAR = 1e12
 MAX_DURATION_S = 1e9
+NUM_PUBLIC_KEYS = 2  # of a hospital in a secure sum: one to seal shares, one to agree on masks
+# What a secure sum's questions bring beside counts: field: (whether by hospital, bytes of each entry).
+_SECRETS = {
+    protocol.KEYS: {"keys": (False, 32)},
+    protocol.SHARES: {"sealed": (True, 92)},
+    protocol.UNMASK: {"seeds": (True, 32), "keys": (True, 32)},
+}
 TABLE_LISTS = ("labelled", "test")
 TABLE_TOTALS = ("num_labelled", "num_unlabelled", "num_train", "num_heldout", "num_test", "min_cell_count")
 _WITHHELD = re.compile(r"(test|heldout)(\.(calibration|confusion|output-\d{1,4}))?|num_images|num_labels|grades")
@@ -106,7 +114,14 @@ def check(
     if report.status != "ok":
         if arrays:
             raise StoppedError("a tensor beside a report that is not ok", _names(arrays))
-        if report.metrics or report.table or report.num_images or report.num_labels or report.duration_s:
+        if (
+            report.metrics
+            or report.table
+            or report.payload
+            or report.num_images
+            or report.num_labels
+            or report.duration_s
+        ):
             raise StoppedError("a value in a report that is not ok", "the fields of a failure or refusal")
         return RoundReport(ask.hospital, status=report.status, code=report.code, reason=report.reason), {}
     config = Config.from_dict(ask.config)
@@ -124,6 +139,7 @@ def check(
             metrics=_check_scalars(_SCALARS[ask.kind](config), report.metrics),
             table=_check_table(report.table, config) if ask.kind == protocol.DESCRIBE else _no_table(report.table),
             withheld=list(report.withheld),
+            payload=_check_secrets(ask, report.payload, config.run.num_hospitals),
         ),
         kept,
     )
@@ -225,13 +241,43 @@ def _check_table(table: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return found | {name: None if table[name] is None else _count(table[name], name) for name in TABLE_TOTALS}
 
 
+def _check_secrets(ask: RoundInstructions, payload: Mapping[str, Any], num_hospitals: int) -> dict[str, Any]:
+    """Return what a secure sum exchanges, made anew: keys and shares of a fixed length, for named hospitals."""
+    declared = _SECRETS.get(ask.kind, {})
+    if payload.keys() != declared.keys():
+        raise StoppedError("an undeclared payload", _names(payload.keys() ^ declared.keys()))
+    others = {f"hospital-{k + 1}" for k in range(num_hospitals)}
+    for name, (by_hospital, num_bytes) in declared.items():
+        found = payload[name]
+        if isinstance(found, dict) != by_hospital or (by_hospital and not found.keys() <= others):
+            raise StoppedError("a payload of another form than declared", name)
+        texts = list(found.values()) if by_hospital else found
+        if not isinstance(texts, list) or (not by_hospital and len(texts) != NUM_PUBLIC_KEYS):
+            raise StoppedError("a payload of another form than declared", name)
+        for text in texts:
+            if not isinstance(text, str) or len(text) > 2 * num_bytes or len(_decoded(text)) != num_bytes:
+                raise StoppedError("a key or share of another length than declared", name)
+    return dict(payload)
+
+
+def _decoded(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        return b""
+
+
 def _nothing(_config: Config, _policy: SitePolicy) -> Payload:
     return Payload()
 
 
 def _weights(config: Config, _policy: SitePolicy) -> Payload:
-    """The model's own tensors, no other."""
-    return Payload(_state_forms(config.model))
+    """The model's own tensors, no other; in a secure sum masked, as whole numbers."""
+    return Payload(_masked(_state_forms(config.model), "uint32", config))
+
+
+def _masked(forms: Mapping[str, Form], dtype: str, config: Config) -> dict[str, Form]:
+    return {name: replace(f, dtype=dtype) if config.run.secure_aggregation else f for name, f in forms.items()}
 
 
 def _head(config: Config, _policy: SitePolicy) -> Payload:
@@ -240,8 +286,8 @@ def _head(config: Config, _policy: SitePolicy) -> Payload:
     no_images = np.zeros((0, num_features or 0))
     no_labels = np.zeros((0, num_outputs) if config.model.task == "multi-label" else 0, np.int64)
     if config.training.head == "gradient":
-        return Payload(_forms_like(standardisation_sums(no_images)))
-    return Payload(_forms_like(head_sums(no_images, no_images, no_labels, num_outputs)))
+        return Payload(_masked(_forms_like(standardisation_sums(no_images)), "uint64", config))
+    return Payload(_masked(_forms_like(head_sums(no_images, no_images, no_labels, num_outputs)), "uint64", config))
 
 
 def _statistics(config: Config, _policy: SitePolicy) -> Payload:
@@ -286,6 +332,9 @@ _PAYLOADS: dict[str, Callable[[Config, SitePolicy], Payload]] = {
     protocol.HEAD: _head,
     protocol.EVALUATE: _statistics,
     protocol.EXPLAIN: _nothing,
+    protocol.KEYS: _nothing,
+    protocol.SHARES: _nothing,
+    protocol.UNMASK: _nothing,
 }
 
 
@@ -302,6 +351,9 @@ _SCALARS: dict[str, Callable[[Config], frozenset[str]]] = {
     protocol.HEAD: lambda _: frozenset(),
     protocol.EVALUATE: lambda _: frozenset(),
     protocol.EXPLAIN: _grade_names,
+    protocol.KEYS: lambda _: frozenset(),
+    protocol.SHARES: lambda _: frozenset(),
+    protocol.UNMASK: lambda _: frozenset(),
 }
 KINDS = tuple(_PAYLOADS)
 

@@ -87,6 +87,8 @@ def describe_value(name: str) -> str:
         return f"mean over images or steps, or a count: {rest}"
     if section == "table":
         return _TABLES.get(rest.partition(".")[0], rest)
+    if section == "payload":
+        return "secure sum: a public key, or a share of a secret that is good for this one sum"
     if section == "withheld":
         return "name of statistics that the site holds back"
     return _VALUES.get(name, name)
@@ -116,7 +118,8 @@ def lines(found: RunManifest, *, explain: bool) -> Iterator[str]:
 def _explained(entry: Mapping[str, Any]) -> Iterator[str]:
     for tensor in entry["tensors"]:
         form = f"{tensor['dtype']} {tensor['shape']}  {num_bytes(tensor['bytes'])}"
-        yield f"      {tensor['name']}  {form}: {describe_tensor(entry['kind'], tensor['name'])}"
+        masked = "masked: random by itself, it counts in the sum over the hospitals; " if "uint" in form else ""
+        yield f"      {tensor['name']}  {form}: {masked}{describe_tensor(entry['kind'], tensor['name'])}"
     for value in entry["scalars"]:
         yield f"      {value['name']} = {value.get('value')!r}: {describe_value(value['name'])}"
 

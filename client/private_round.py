@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -79,8 +80,11 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def question_key(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> str:
-    """Return the SHA-256 of all that the server asks: the instructions, and every tensor's name and content."""
-    digest = hashlib.sha256(instructions.to_json().encode())
+    """Return the SHA-256 of all that decides the answer: the instructions, and every tensor's name and content.
+
+    A secure sum's session does not: what is sent again in a new session is masked anew, not trained anew.
+    """
+    digest = hashlib.sha256(replace(instructions, payload={}).to_json().encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name}/{array.dtype}/{array.shape}/".encode() + array.tobytes())

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from client import site_policy, state
+from client.secure_sum import SecureSum
 from client.site_policy import SitePolicy
 from jointdiff import protocol
 from jointdiff.config import Config
@@ -48,6 +49,7 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
 
     Returns:
         The report, and what travels beside it: weights (TRAIN), mergeable statistics (HEAD, EVALUATE), or nothing.
+        In a run with secure aggregation weights and statistics for the head are masked.
 
     Raises:
         RefusedError: The server runs other code, or asks for a kind of work that this site does not know.
@@ -81,6 +83,11 @@ class Site:
     def device(self) -> torch.device:
         """Where this hospital computes."""
         return select_device(self.config.run.device)
+
+    @property
+    def secure_sum(self) -> SecureSum:
+        """This hospital's part in the secure sum that the instructions are about."""
+        return SecureSum(self.instructions, self.config.run, self.folder)
 
     @property
     def folder(self) -> Path:
@@ -141,6 +148,15 @@ def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     site.check_counts()
+    if not site.config.run.secure_aggregation:
+        return _trained(site, tensors)
+    site.secure_sum.check_ready()  # before the work, not after it
+    report, weights = _trained(site, tensors)
+    return report, site.secure_sum.mask_change(tensors, weights, report)
+
+
+def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    """Return the report and the weights after this round's local steps, in the clear."""
     if site.config.private:
         from client.private_round import train_privately  # Opacus is slow to load, and few need it
 
@@ -170,7 +186,21 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
+    if site.config.run.secure_aggregation:
+        statistics = site.secure_sum.mask_sums(statistics)
     return site.report(site.data.train), statistics
+
+
+def _keys(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return replace(site.report(site.data.train), payload=site.secure_sum.show_keys()), {}
+
+
+def _shares(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return RoundReport(site.instructions.hospital, payload=site.secure_sum.deal_shares()), {}
+
+
+def _unmask(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
+    return RoundReport(site.instructions.hospital, payload=site.secure_sum.reveal()), {}
 
 
 def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -219,6 +249,9 @@ _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {
     protocol.HEAD: _head,
     protocol.EVALUATE: _evaluate,
     protocol.EXPLAIN: _explain,
+    protocol.KEYS: _keys,
+    protocol.SHARES: _shares,
+    protocol.UNMASK: _unmask,
 }
 
 

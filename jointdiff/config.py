@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.quorum import MIN_HOSPITALS, threshold
 
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
@@ -47,6 +48,7 @@ class RunConfig:
     weighting: str = "images"  # a hospital's weight in the mean: images | labels | equal; robust rules take all alike
     proximal_mu: float = 0.01  # strategy fedprox: pull of the local weights to those sent
     server_learning_rate: float = 0.01  # strategies fedadam, fedyogi
+    secure_aggregation: bool = False  # the server learns sums of the hospitals' updates, and no single one
     num_faulty: int = 1  # hospitals whose updates the robust rules can bear
     min_hospitals: int = 0  # good replies that a round needs; 0 = more than half
     round_timeout_s: int = 3600  # for one hospital's one answer, the start of its process included
@@ -260,6 +262,8 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             f"strategy={run.strategy} with num-faulty={run.num_faulty} needs num-hospitals of at least {needed}, not "
             f"{run.num_hospitals}: with fewer, the wrong ones can win."
         )
+    if run.secure_aggregation:
+        _check_secure_aggregation(run)
     if not run.proximal_mu >= 0 or not run.server_learning_rate > 0:
         raise ConfigError(
             f"proximal-mu must be at least 0 and server-learning-rate above 0, not {run.proximal_mu} and "
@@ -295,6 +299,25 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     if run.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", run.device):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {run.device!r}.")
     return run
+
+
+def _check_secure_aggregation(run: RunConfig) -> None:
+    if run.strategy in ROBUST_STRATEGIES:
+        raise ConfigError(
+            f"strategy={run.strategy} and secure-aggregation=true exclude each other: a robust rule must see every "
+            "hospital's update, and a secure sum shows none. Take fedavg, fedprox, fedadam or fedyogi, or leave "
+            "secure-aggregation out."
+        )
+    if run.num_hospitals < MIN_HOSPITALS:
+        raise ConfigError(
+            f"secure-aggregation=true needs num-hospitals of at least {MIN_HOSPITALS}, not {run.num_hospitals}: of "
+            "two, each knows the other's update from the sum and its own."
+        )
+    if 0 < run.min_hospitals < threshold(run.num_hospitals):
+        raise ConfigError(
+            f"min-hospitals={run.min_hospitals} with secure-aggregation=true must be 0 or at least "
+            f"{threshold(run.num_hospitals)} of {run.num_hospitals}: fewer cannot take the masks off a sum."
+        )
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:

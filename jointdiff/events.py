@@ -20,8 +20,8 @@ from jointdiff.storage import plain
 SCHEMA_VERSION = 1
 EVENTS = (
     "run_started", "run_resumed", "round_started", "hospital_replied", "hospital_failed", "hospital_refused",
-    "update_rejected", "update_questioned", "round_repeated", "round_aggregated", "evaluated", "checkpoint_saved",
-    "sampled", "explained", "run_finished", "run_failed",
+    "update_rejected", "update_questioned", "round_repeated", "securely_summed", "round_aggregated", "evaluated",
+    "checkpoint_saved", "sampled", "explained", "run_finished", "run_failed",
 )  # fmt: skip
 _RESERVED = ("schema_version", "time", "event")
 _log = logging.getLogger(__name__)

@@ -95,7 +95,9 @@ _LASTING = (
     "run_started", "run_resumed", "hospital_failed", "hospital_refused", "update_rejected", "update_questioned",
     "round_repeated",
 )  # fmt: skip
-_OF_A_ROUND = ("round_started", "hospital_replied", "round_aggregated", "evaluated", "checkpoint_saved")
+_OF_A_ROUND = (
+    "round_started", "hospital_replied", "securely_summed", "round_aggregated", "evaluated", "checkpoint_saved",
+)  # fmt: skip
 
 
 def _round(event: Event) -> int:

@@ -1,6 +1,7 @@
 """What server and site say to each other, as plain data: no Flower types, no tensors.
 
-A message is one of five kinds. Beside these fields only model tensors and merged statistics travel.
+A message is one of these kinds. Beside the fields only model tensors and merged statistics travel. With
+`secure-aggregation` TRAIN and HEAD come between SHARES and UNMASK, and their tensors are masked (secure_sum.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ TRAIN = "train"  # local steps on the weights sent
 HEAD = "head"  # statistics that solve the classifier head
 EVALUATE = "evaluate"  # statistics of the predictions on the site's test images
 EXPLAIN = "explain"  # make the site's gallery; grades alone come back
-KINDS = (DESCRIBE, TRAIN, HEAD, EVALUATE, EXPLAIN)
+KEYS = "keys"  # secure sum, first: show public keys; counts of images and labels
+SHARES = "shares"  # secure sum, second: deal sealed shares of the own secrets to the others
+UNMASK = "unmask"  # secure sum, last: give shares that take the masks off the sum
+KINDS = (DESCRIBE, TRAIN, HEAD, EVALUATE, EXPLAIN, KEYS, SHARES, UNMASK)
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class RoundInstructions:
     site_folder: str  # absolute; simulation only ('' in deployment: the site's own home)
     code_version: str
     code_hash: str  # jointdiff.identity.code_hash()
+    payload: Mapping[str, Any] = field(default_factory=dict)  # secure sums: keys, sealed shares, survivors
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -64,6 +69,7 @@ class RoundReport:
     metrics: Mapping[str, float] = field(default_factory=dict)  # scalars by name
     table: Mapping[str, Any] = field(default_factory=dict)  # DESCRIBE: the class table
     withheld: list[str] = field(default_factory=list)  # what the site's min-cell-count holds back, by name
+    payload: Mapping[str, Any] = field(default_factory=dict)  # KEYS, SHARES, UNMASK: keys and shares as base64
 
     def to_json(self) -> str:
         """Return one line of JSON."""

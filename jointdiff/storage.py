@@ -106,10 +106,13 @@ def _point_latest(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well it becomes `path`, in one step and durably.
 
     For writers that want a file name (safetensors, Pillow). When the block raises, `path` is as it was before.
+
+    Args:
+        private: Readable by its owner alone, at every moment.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +121,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: a report should be as readable as any file
+        if not private:
+            os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: a report should be as readable as any file
         _sync(temporary)
         os.replace(temporary, path)
     except BaseException:
@@ -149,16 +153,17 @@ def writable(path: Path | str) -> Path:
     return path
 
 
-def write_atomic(path: Path, content: bytes | str) -> Path:
+def write_atomic(path: Path, content: bytes | str, *, private: bool = False) -> Path:
     """Write a whole file, or leave what was there: temporary file beside it, fsync, rename, fsync of the folder.
 
     Args:
         content: Text is written as UTF-8, with its line ends as they are.
+        private: Readable by its owner alone.
 
     Returns:
         The absolute path.
     """
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=private) as temporary:
         temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     return Path(os.path.abspath(path))
 

@@ -29,6 +29,9 @@ MESSAGE_TYPES = {
     protocol.HEAD: "query.head",
     protocol.EVALUATE: "evaluate",
     protocol.EXPLAIN: "query.explain",
+    protocol.KEYS: "query.keys",
+    protocol.SHARES: "query.shares",
+    protocol.UNMASK: "query.unmask",
 }
 # A message's time to live is the hospital's time to answer: Flower may notice that it is over before we do.
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
@@ -53,6 +56,7 @@ class Hospitals:
         grid: Grid,
         names: Sequence[str],
         *,
+        one_each: bool = False,
         reply_timeout_s: float = 3600.0,
         node_timeout_s: float = 180.0,
         clock: Callable[[], float] = time.monotonic,
@@ -61,10 +65,13 @@ class Hospitals:
         """Remember who takes part.
 
         Args:
+            one_each: Every hospital has a SuperNode of its own for the whole run: two on one would be one party.
             reply_timeout_s: For one hospital's one answer, the start of its process included.
-            node_timeout_s: For the first SuperNode to connect.
+            node_timeout_s: For the first SuperNode to connect; with one_each for all of them.
         """
         self.names = tuple(names)
+        self._one_each = one_each
+        self._own_node: dict[str, int] = {}  # with one_each
         self._grid = grid
         self._reply_timeout_s = reply_timeout_s
         self._node_timeout_s = node_timeout_s
@@ -88,6 +95,30 @@ class Hospitals:
                 )
             self._sleep(1.0)
 
+    def _find_own_nodes(self) -> set[int]:
+        """Give every hospital its SuperNode, once, and return the ids of those that are connected now.
+
+        Raises:
+            RunError: There are fewer SuperNodes than hospitals.
+        """
+        node_ids = self.wait_for_nodes()
+        end = self._clock() + self._node_timeout_s
+        while not self._own_node:
+            if len(node_ids) >= len(self.names):
+                self._own_node = dict(zip(self.names, node_ids, strict=False))
+            elif self._clock() >= end:
+                raise RunError(
+                    f"secure-aggregation needs a SuperNode for each hospital, but {len(node_ids)} connected within "
+                    f"{self._node_timeout_s:.0f} s for {len(self.names)} hospitals: two on one would see each "
+                    "other's secrets. In a simulation use `make simulate`, or give flwr run --federation-config "
+                    f"num-supernodes={len(self.names)}; in a deployment start every hospital's SuperNode, or set "
+                    "num-hospitals to their number."
+                )
+            else:
+                self._sleep(1.0)
+                node_ids = sorted(self._grid.get_node_ids())
+        return set(node_ids)
+
     def ask(self, questions: Sequence[RoundInstructions], arrays: ArrayRecord) -> Iterator[Reply]:
         """Send each question to its hospital, at most one per SuperNode at a time; yield a reply for every question.
 
@@ -98,7 +129,15 @@ class Hospitals:
             arrays: What travels with every question; one copy serves all.
         """
         waiting = deque(questions)
-        idle = deque(self.wait_for_nodes())
+        if self._one_each:
+            connected = self._find_own_nodes()
+            for question in questions:
+                if self._own_node[question.hospital] not in connected:
+                    waiting.remove(question)
+                    yield failure(question.hospital, "its SuperNode is not connected", unreachable=True)
+            idle = deque(self._own_node[question.hospital] for question in waiting)  # in step with `waiting`
+        else:
+            idle = deque(self.wait_for_nodes())
         sent: dict[str, _Sent] = {}
         quiet_since = self._clock()
         while waiting or sent:

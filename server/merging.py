@@ -48,7 +48,13 @@ def merge(
         wanted = 1 if run.strategy == "krum" else max(1, len(parts) - run.num_faulty)
         chosen = krum(parts, weights, num_faulty=run.num_faulty, num_chosen=wanted)
         return _mean([replies[i] for i in sorted(chosen)], spool, "equal"), {}
-    mean = _mean(replies, spool, run.weighting)
+    return apply_mean(_mean(replies, spool, run.weighting), run, weights=weights, moments=moments)
+
+
+def apply_mean(
+    mean: Tensors, run: RunConfig, *, weights: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray]
+) -> tuple[Tensors, Tensors]:
+    """Return the next weights and the server optimiser's moments from the mean of what the hospitals trained."""
     if run.strategy in ("fedadam", "fedyogi"):
         return adaptive_step(run.strategy, weights, mean, moments, learning_rate=run.server_learning_rate)
     return mean, {}  # fedavg; fedprox differs at the hospitals only

@@ -28,7 +28,19 @@ Tensors = Mapping[str, np.ndarray]
 Check = Callable[[Reply, Tensors], None]
 CheckAll = Callable[[Sequence[Reply], Spool], Mapping[str, str]]
 BACKOFF_S = 2.0  # before the first repetition; doubled for each further one
+_ASKED = {protocol.KEYS: "show keys", protocol.SHARES: "deal shares", protocol.UNMASK: "help to unmask the sum"}
 _DONE = {"ok": "hospital_replied", "failed": "hospital_failed", "refused": "hospital_refused"}
+
+
+class TooFewError(RunError):
+    """Fewer hospitals than are needed gave a good answer to one question."""
+
+    def __init__(self, text: str, *, kind: str, num_good: int, minimum: int) -> None:
+        """Remember what the event of a repetition says."""
+        super().__init__(text)
+        self.kind = kind
+        self.num_good = num_good
+        self.minimum = minimum
 
 
 @dataclass
@@ -74,6 +86,8 @@ class Questions:
         check: Check | None = None,
         check_all: CheckAll | None = None,
         only: Sequence[str] | None = None,
+        payloads: Mapping[str, Mapping[str, Any]] | None = None,
+        repeat: bool = True,
     ) -> Iterator[Answers]:
         """Send one question; give the good answers while the block lasts.
 
@@ -85,34 +99,52 @@ class Questions:
             check: Called with each reply and its tensors; a ValueError rejects the reply.
             check_all: Called once with the replies that passed; names hospitals to reject, with reasons.
             only: The hospitals to ask; None = all.
+            payloads: What the instructions of each hospital carry beside; those without are not asked. None = nothing.
+            repeat: False = too few good answers end it at once: the caller repeats more than this question.
 
         Raises:
-            RunError: Too few good answers, repetitions included. The run can be resumed.
+            TooFewError: Too few good answers, repetitions included. The run can be resumed.
         """
         for attempt in range(self._config.run.round_retries + 1):
             with Spool(self._record.folder / "spool") as spool:
-                answers = self._collect(kind, number, tensors, spool, only)
+                answers = self._collect(kind, number, tensors, spool, only, payloads)
                 self._check(kind, number, answers, check, check_all)
                 if len(answers.good) >= minimum:
                     yield answers
                     return
-            if attempt < self._config.run.round_retries:
-                self._record.event(
-                    "round_repeated", round=number, kind=kind, num_replies=len(answers.good), min_hospitals=minimum
-                )
-                self._sleep(BACKOFF_S * 2**attempt)
-        raise self._too_few(kind, number, answers, minimum)
+            error = self._too_few(kind, number, answers, minimum)
+            if not repeat or attempt == self._config.run.round_retries:
+                raise error
+            self.before_repeating(number, error, attempt)
 
-    def _collect(self, kind: str, number: int, tensors: Tensors, spool: Spool, only: Sequence[str] | None) -> Answers:
+    def before_repeating(self, number: int, error: TooFewError, attempt: int) -> None:
+        """Say in the events that a question is asked again, and wait: longer for each `attempt`, from 0."""
+        self._record.event(
+            "round_repeated", round=number, kind=error.kind, num_replies=error.num_good, min_hospitals=error.minimum
+        )
+        self._sleep(BACKOFF_S * 2**attempt)
+
+    def _collect(
+        self,
+        kind: str,
+        number: int,
+        tensors: Tensors,
+        spool: Spool,
+        only: Sequence[str] | None,
+        payloads: Mapping[str, Mapping[str, Any]] | None,
+    ) -> Answers:
         """Ask all once, and those that could not be reached again; spool every answer."""
         arrays = to_arrays(tensors)
         names = self._hospitals.names
-        waiting = [name for name in names if only is None or name in only]
+        waiting = [name for name in names if (only is None or name in only) and (payloads is None or name in payloads)]
         replies: dict[str, Reply] = {}
         for attempt in range(self._config.run.round_retries + 1):
             if attempt:
                 self._sleep(BACKOFF_S * 2 ** (attempt - 1))
-            questions = [self._question(kind, number, names.index(name)) for name in waiting]
+            questions = [
+                replace(self._question(kind, number, names.index(name)), payload=(payloads or {}).get(name, {}))
+                for name in waiting
+            ]
             for reply in self._hospitals.ask(questions, arrays):
                 self._note(kind, number, reply)
                 if reply.surplus:
@@ -141,16 +173,17 @@ class Questions:
         answers.lost |= reasons
         answers.good = [reply for reply in passed if reply.hospital not in reasons]
 
-    def _too_few(self, kind: str, number: int, answers: Answers, minimum: int) -> RunError:
+    def _too_few(self, kind: str, number: int, answers: Answers, minimum: int) -> TooFewError:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in answers.lost.items())
         logs = self._sites / "<hospital>" / "site.log"
         found = (
             f"only {len(answers.good)} of the {minimum} hospitals that are needed" if answers.good else "no hospital"
         )
-        return RunError(
-            f"In round {number} {found} could {kind}, so the run stops. {reasons}. The details are in each hospital's "
-            f"own log, in a simulation {logs}."
+        text = (
+            f"In round {number} {found} could {_ASKED.get(kind, kind)}, so the run stops. {reasons}. The details are "
+            f"in each hospital's own log, in a simulation {logs}."
         )
+        return TooFewError(text, kind=kind, num_good=len(answers.good), minimum=minimum)
 
     def _question(self, kind: str, number: int, index: int) -> RoundInstructions:
         run, hospital = self._config.run, self._hospitals.names[index]

@@ -114,6 +114,7 @@ def _read_report(text: str, hospital: str) -> RoundReport:
         metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
         table=report.table,
         withheld=[one_line(name)[:100] for name in report.withheld[:MAX_WITHHELD] if isinstance(name, str)],
+        payload=report.payload,
     )
 
 

@@ -31,11 +31,12 @@ from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
-from server.merging import merge, outliers, questionable
+from server.merging import apply_mean, merge, outliers, questionable
 from server.questions import Questions
 from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
 from server.scores import HELDOUT, Scores
+from server.secure_sum import SecureSums
 
 
 def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = None) -> Path:
@@ -78,8 +79,10 @@ class Federation:
         self.config = config
         self.record = record
         names = [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)]
-        self.hospitals = Hospitals(grid, names, reply_timeout_s=config.run.round_timeout_s)
+        secure = config.run.secure_aggregation
+        self.hospitals = Hospitals(grid, names, one_each=secure, reply_timeout_s=config.run.round_timeout_s)
         self.questions = Questions(self.hospitals, config, record)
+        self.secure_sums = SecureSums(self.questions, names, config, record) if secure else None
         self.round_number = 0  # the last complete round
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
@@ -162,7 +165,25 @@ class Federation:
     def _train(self, number: int) -> None:
         """Merge the hospitals' trained weights into the next ones."""
         started = time.monotonic()
+        replies = self._trained(number)
+        model = self.config.model
+        num_classes = 2 if model.task == "multi-label" else model.num_outputs
+        for hospital, reason in questionable(replies, num_classes=num_classes).items():
+            self.record.event("update_questioned", round=number, hospital=hospital, kind=protocol.TRAIN, reason=reason)
+        self.average = moving_average(self.average, self.weights, number, self.config.training.ema_decay)
+        metrics = weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies)
+        duration_s = time.monotonic() - started
+        self.record.event(
+            "round_aggregated", round=number, num_replies=len(replies), duration_s=duration_s, metrics=metrics
+        )
+
+    def _trained(self, number: int) -> list[Reply]:
+        """Let the hospitals train, put the next weights in the place of the old ones, and return whose count."""
         weights = self.weights
+        if self.secure_sums:
+            replies, mean = self.secure_sums.mean_weights(number, weights)
+            self.weights, self.moments = apply_mean(mean, self.config.run, weights=weights, moments=self.moments)
+            return replies
 
         def check(reply: Reply, tensors: Mapping[str, np.ndarray]) -> None:
             if not reply.report.num_images:
@@ -180,17 +201,7 @@ class Federation:
             self.weights, self.moments = merge(
                 answers.good, answers.spool, self.config.run, weights=weights, moments=self.moments
             )
-            replies = answers.good
-        model = self.config.model
-        num_classes = 2 if model.task == "multi-label" else model.num_outputs
-        for hospital, reason in questionable(replies, num_classes=num_classes).items():
-            self.record.event("update_questioned", round=number, hospital=hospital, kind=protocol.TRAIN, reason=reason)
-        self.average = moving_average(self.average, self.weights, number, self.config.training.ema_decay)
-        metrics = weighted_means((reply.report.metrics, reply.report.num_images) for reply in replies)
-        duration_s = time.monotonic() - started
-        self.record.event(
-            "round_aggregated", round=number, num_replies=len(replies), duration_s=duration_s, metrics=metrics
-        )
+            return answers.good
 
     def prepare_head(self, number: int) -> None:
         """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
@@ -206,6 +217,11 @@ class Federation:
         like = head_sums(no_images, no_images, no_labels, model.num_outputs)
         if self.config.training.head == "gradient":
             like = standardisation_sums(no_images)
+        self._take_head(solve_head(self._head_sums(number, like), self.config))
+
+    def _head_sums(self, number: int, like: Tensors) -> Tensors:
+        if self.secure_sums:
+            return self.secure_sums.head_sums(number, self.average, like)
         total = WeightedSum()
         with self.questions.ask(
             protocol.HEAD,
@@ -216,7 +232,7 @@ class Federation:
         ) as answers:
             for _, tensors in answers.tensors():
                 total.add(tensors, 1)
-        self._take_head(solve_head(total.total(), self.config))
+        return total.total()
 
     def _public_head(self) -> dict[str, torch.Tensor]:
         device = select_device(self.config.run.device)

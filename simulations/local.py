@@ -92,4 +92,5 @@ def run_local(run: RunConfig, callback: Callable[[dict[str, Any]], None] | None 
     Raises:
         JointDiffError: The run cannot start, or ended without a result.
     """
-    return run_federation(LocalGrid(), run, callback=callback)
+    num_nodes = run.num_hospitals if run.secure_aggregation else 1  # a secure sum wants a SuperNode for each hospital
+    return run_federation(LocalGrid(num_nodes=num_nodes), run, callback=callback)

@@ -11,7 +11,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PURE = ("schedule", "diffusion", "losses", "pseudo_labels", "ema", "augment", "unet", "statistics")
+PURE = (
+    "schedule",
+    "diffusion",
+    "losses",
+    "pseudo_labels",
+    "ema",
+    "augment",
+    "unet",
+    "statistics",
+    "fixed_point",
+    "quorum",
+)
 ON_A_MODEL = ("sampling", "counterfactual")  # as pure, but they are handed the network and may name its type
 PURE_LIBRARIES = {"torch", "numpy", "math", "__future__", "collections", "dataclasses", "functools", "itertools"}
 PURE_LIBRARIES |= {"time", "typing"}
@@ -20,6 +31,7 @@ ONLY_IN = {
     "medmnist": ("jointdiff/data/medmnist.py",),
     "pydicom": ("jointdiff/data/dicom.py",),
     "opacus": ("jointdiff/privacy.py",),
+    "Crypto": ("jointdiff/secure_sum.py",),
     "rich": ("jointdiff/views/terminal.py",),
     "flwr": ("client/", "server/", "simulations/"),
     "ray": (),

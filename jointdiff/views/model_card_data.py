@@ -15,6 +15,13 @@ CARRIES = {
     "head": "sums over features of the training images, and by class over the labelled ones",
     "evaluate": "counts of the predictions on the evaluation images: confusion matrix, score histograms",
     "explain": "grades of explanations and samples; no picture",
+    "keys": "two public keys of one secure sum; numbers of images and labels",
+    "shares": "shares of this site's secrets of one secure sum, sealed for each other site",
+    "unmask": "the shares of the sites' secrets that open one secure sum",
+}
+_MASKED = {  # with secure aggregation
+    "train": "the weighted change of all weights, masked so that only the hospitals' sum can be read; losses and rates",
+    "head": "sums over features of the training images, masked so that only the hospitals' sum can be read",
 }
 
 
@@ -77,11 +84,12 @@ def privacy(run: RunData) -> str:
 def what_left(run: RunData) -> str:
     """Return what the sites answered to which question, and how many bytes that was."""
     rows = []
-    for question in dict.fromkeys([*CARRIES, *(str(event.get("kind")) for event in run.replies())]):
+    carries = CARRIES | (_MASKED if run.run_config.get("secure-aggregation") else {})
+    for question in dict.fromkeys([*carries, *(str(event.get("kind")) for event in run.replies())]):
         replies = run.replies(question)
         if replies:
             sent = sum(event.get("bytes_out") or 0 for event in replies)
-            what = CARRIES.get(question, "not described here")
+            what = carries.get(question, "not described here")
             rows.append([text(question), what, number(len(replies)), num_bytes(sent)])
     if not rows:
         return "Not recorded."

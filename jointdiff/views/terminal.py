@@ -209,7 +209,8 @@ class ProgressPrinter:
 
 
 _DOING = {"describe": "introducing", "train": "training", "head": "solving the head", "evaluate": "evaluating",
-          "explain": "explaining"}  # fmt: skip
+          "explain": "explaining", "keys": "agreeing on keys", "shares": "dealing shares",
+          "unmask": "unmasking the sum"}  # fmt: skip
 
 
 def printable(text: str) -> str:

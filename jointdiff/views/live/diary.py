@@ -10,11 +10,14 @@ from jointdiff.views.run_data import TROUBLE, mapping
 
 Event = dict[str, Any]
 QUESTIONS = {"describe": "introduce itself", "train": "train", "head": "sum up features", "evaluate": "evaluate",
-             "explain": "explain decisions"}  # fmt: skip
+             "explain": "explain decisions", "keys": "show keys", "shares": "deal shares",
+             "unmask": "help to unmask the sum"}  # fmt: skip
 DONE = {"describe": "introduced itself", "train": "trained", "head": "summed up features", "evaluate": "evaluated",
-        "explain": "explained decisions"}  # fmt: skip
+        "explain": "explained decisions", "keys": "showed keys", "shares": "dealt shares",
+        "unmask": "helped to unmask the sum"}  # fmt: skip
 DOING = {"describe": "introductions", "train": "training", "head": "solving the head", "evaluate": "evaluating",
-         "explain": "explaining decisions"}  # fmt: skip
+         "explain": "explaining decisions", "keys": "agreeing on keys", "shares": "dealing shares",
+         "unmask": "unmasking the sum"}  # fmt: skip
 WHAT = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected",
         "update_questioned": "questioned, but taken"}  # fmt: skip
 _NUM_NAMED = 3  # hospitals that one line names; more are counted
@@ -87,6 +90,11 @@ def _text(event: Event) -> str | None:
     if kind == "round_repeated":
         return (f"Round {round_number} is repeated: {number(event.get('num_replies'))} good replies, "
                 f"{number(event.get('min_hospitals'))} are needed")  # fmt: skip
+    if kind == "securely_summed":
+        what = "statistics" if event.get("kind") == "head" else "updates"
+        dropped = ", ".join(str(name) for name in mapping(event.get("dropped")))
+        return (f"Round {round_number}: {what} of {len(event.get('included') or [])} hospitals summed under masks"
+                + (f"; dropped out on the way: {dropped}" if dropped else ""))  # fmt: skip
     if kind == "round_aggregated":
         return f"Round {round_number}: {number(event.get('num_replies'))} updates merged"
     if kind == "evaluated":
