@@ -30,7 +30,7 @@ PURE_LIBRARIES |= {"time", "typing"}
 ONLY_IN = {
     "medmnist": ("jointdiff/data/medmnist.py",),
     "pydicom": ("jointdiff/data/dicom.py",),
-    "opacus": ("jointdiff/privacy.py",),
+    "opacus": ("jointdiff/privacy.py", "jointdiff/accounting.py"),
     "Crypto": ("jointdiff/secure_sum.py",),
     "rich": ("jointdiff/views/terminal.py",),
     "flwr": ("client/", "server/", "simulations/"),

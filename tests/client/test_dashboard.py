@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from client.cli import main
 from client.dashboard import make_app
+from jointdiff.ledger import Ledger
 
 HOSTILE = '<img src=x onerror="alert(1)">&"\''
 FAILURE = "2026-01-02T03:04:05+00:00 round 4 train failed\nTraceback (most recent call last):\n  File x\n"
@@ -47,23 +48,38 @@ def test_a_site_sees_its_rounds_and_galleries(client: TestClient, site: Path) ->
 
 
 def test_ledger_and_manifests_are_shown(client: TestClient, site: Path) -> None:
-    entries = [{"run": "run-a", "round": n, "epsilon": 0.5 * n, "prev_sha256": "ab"} for n in (1, 2)]
-    ledger = {"unit": "patient", "delta": 1e-5, "epsilon": 1.25, "entries": entries}
-    (site / "ledger.json").write_text(json.dumps(ledger))
+    ledger = Ledger.open(site, dataset="d", num_records=99, unit="patient", delta=1e-5, ceiling=8.0)
+    for number in (1, 2):
+        ledger.spend(run=HOSTILE, round=number, noise_multiplier=2.0, sample_rate=0.1, steps=9, key=f"key-{number}")
     manifest = site / "egress" / "run-a" / "round-0005.json"
     manifest.parent.mkdir(parents=True)
     reply = {"kind": "train", "num_bytes": 3_000_008, "tensors": [{"name": "w"}], "scalars": [{"name": "loss"}]}
     manifest.write_text(json.dumps({"replies": [reply, {"num_bytes": 40, "stopped": "an undeclared tensor: 'scan'"}]}))
     parts = client.get("/live").json()["parts"]
-    assert "ε 1.25" in parts["tiles"] and "3.0 MB" in parts["tiles"] and "1e-05" in parts["tiles"]
-    assert "patient" in parts["ledger"] and "sha256" not in parts["ledger"].lower()
+    assert f"ε {ledger.epsilon:.2f} of 8" in parts["tiles"] and "1e-05" in parts["tiles"] and "3.0 MB" in parts["tiles"]
+    assert "patient" in parts["ledger"] and f"{ledger.epsilon:.2f}" in parts["ledger"]
+    assert (
+        "key-1" not in parts["ledger"] and ledger.head_sha256 not in parts["ledger"] and "<img" not in parts["ledger"]
+    )
     found = client.get("/data.json").json()["runs"][0]
     expected = {"round": 5, "num_replies": 2, "num_parts": 2, "num_bytes": 3_000_048, "num_stopped": 1, "error": None}
     assert found["egress"] == [expected] and found["last_round"] == 5
     manifest.write_text("{ cut")
     assert "cannot be read" in client.get("/live").json()["parts"]["egress"]
-    (site / "ledger.json").write_text("{ cut")
-    assert "cannot be read" in client.get("/live").json()["parts"]["ledger"]
+    content = (site / "ledger.json").read_text()
+    for broken in ("{ cut", content.replace('"steps": 9', '"steps": 1', 1)):
+        (site / "ledger.json").write_text(broken)
+        parts = client.get("/live").json()["parts"]
+        assert "does not hold" in parts["ledger"] and "does not hold" in parts["tiles"] and "ε" not in parts["tiles"]
+    (site / "ledger.json").unlink()
+    assert "is missing, though" in client.get("/live").json()["parts"]["ledger"]
+
+
+def test_a_ledger_without_bound_is_shown_as_such(client: TestClient, site: Path) -> None:
+    ledger = Ledger.open(site, dataset="d", num_records=99, delta=1e-5, ceiling=None)
+    ledger.spend(run="run-a", round=1, noise_multiplier=0.0, sample_rate=0.1, steps=9, key="k")
+    parts = client.get("/live").json()["parts"]
+    assert "ε ∞" in parts["tiles"] and "∞" in parts["ledger"]
 
 
 def test_failures_come_from_the_site_s_own_log(client: TestClient, site: Path) -> None:
