@@ -166,3 +166,20 @@ def test_class_tables_hide_what_a_total_would_complete():
                                                   if v is None}  # fmt: skip
     almost_all = table | {"labelled": [15, 15]}
     assert table_without_small(almost_all, M, multi_label=True)["labelled"] is None  # one image is without
+
+
+def test_the_auc_of_overlapping_cells_is_that_of_all_pairs():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        sides = []
+        for _side in range(2):
+            first = np.sort(rng.integers(0, 40, 12))
+            sides.append((first, first + rng.integers(0, 20, 12), rng.integers(1, 5, 12)))
+        wins = undecided = 0
+        for low, high, n in zip(*sides[1], strict=True):
+            for a, b, m in zip(*sides[0], strict=True):
+                wins += n * m * (b < low)
+                undecided += n * m * (b >= low and a <= high)
+        pairs = sides[0][2].sum() * sides[1][2].sum()
+        expected = ((wins + undecided / 2) / pairs, undecided / 2 / pairs)
+        assert auc(sides[0], sides[1]) == pytest.approx(expected, abs=1e-12)

@@ -54,6 +54,7 @@ def test_our_own_errors_without_a_path_travel_shortened_and_on_one_line():
     [
         bytes(range(200)).hex(),  # an image as one long word
         " ".join(map(str, range(200))),  # its pixels as numbers
+        "abcdefghij" * 20,  # its pixels as letters
         "J\u00fcrgen has no label.",
     ],
 )

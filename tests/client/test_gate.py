@@ -6,6 +6,7 @@ import ctypes
 import dataclasses
 import json
 import logging
+import logging.handlers
 import os
 import re
 import sys
@@ -278,11 +279,17 @@ def test_an_interrupt_still_ends_the_process_and_carries_nothing(send):
     assert not caught.value.args
 
 
-def test_what_is_printed_or_logged_goes_to_the_site_s_log_alone(send, capfd, caplog):
+def test_what_is_printed_or_logged_goes_to_the_site_s_log_alone(send, capfd, caplog, monkeypatch):
     logger = logging.getLogger("hostile")
     flower = logging.getLogger("flwr")
+    kept: list[logging.LogRecord] = []
+    shipper = logging.getLogger("shipper")  # a logger with a handler of its own, that would send its records away
+    shipper.propagate = False
+    shipper.handlers = [logging.handlers.BufferingHandler(1)]
+    monkeypatch.setattr(shipper.handlers[0], "emit", kept.append)
 
     def train(_message, _content):
+        shipper.error("shipped %s", NAME)
         logging.getLogger().error("root %s", NAME)
         logger.error("logger %s", NAME)
         flower.error("flower %s", NAME)
@@ -299,8 +306,8 @@ def test_what_is_printed_or_logged_goes_to_the_site_s_log_alone(send, capfd, cap
     assert report.status == "ok"
     assert (sys.stdout, sys.stderr, logging.root.handlers, flower.handlers) == before
     outside = capfd.readouterr()
-    assert NAME not in outside.out + outside.err and NAME not in caplog.text
-    for way in ("root", "logger", "flower", "printed", "printed to stderr", "warned", "by descriptor",
+    assert NAME not in outside.out + outside.err and NAME not in caplog.text and not kept
+    for way in ("shipped", "root", "logger", "flower", "printed", "printed to stderr", "warned", "by descriptor",
                 "by error descriptor", "by C", "by a child"):  # fmt: skip
         assert f"{way} {NAME}" in log, way
     print("afterwards")  # noqa: T201
