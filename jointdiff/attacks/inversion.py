@@ -29,7 +29,6 @@ Loss = Callable[[torch.Tensor], torch.Tensor]
 
 LOSSES = ("classification", "joint")
 TIMESTEP_SHARE = 0.3  # of the joint loss's denoising term
-NUM_STEPS = 100
 LEARNING_RATE = 0.03
 TV_WEIGHT = 1e-3
 
@@ -109,7 +108,7 @@ def invert(
     update: Update,
     start: torch.Tensor,
     *,
-    num_steps: int = NUM_STEPS,
+    num_steps: int,
     learning_rate: float = LEARNING_RATE,
     tv_weight: float = TV_WEIGHT,
 ) -> torch.Tensor:

@@ -10,7 +10,7 @@ from jointdiff.attacks.audit import Audit
 from jointdiff.attacks.membership import FALSE_POSITIVE_RATE, auc_bound, true_positive_bound
 from jointdiff.storage import write_atomic, write_json
 from jointdiff.views.audit_sections import Privacy, copies, inversion, limits, membership, pictures, strongest
-from jointdiff.views.format import MISSING, number, percent
+from jointdiff.views.format import MISSING, duration, number, percent
 from jointdiff.views.images import write_png
 from jointdiff.views.markup import Child, Html, banner, element, facts, page
 
@@ -129,4 +129,5 @@ def _facts(audit: Audit, run: AuditFacts, privacy: Privacy | None) -> list[tuple
         ("Training images that repeat another", number(audit.num_repeats)),
         ("Differential privacy, from the ledger", spent),
         ("Reference models trained here", number(audit.num_references)),
+        ("Duration of this audit", duration(run.duration_s)),
     ]

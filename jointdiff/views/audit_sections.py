@@ -14,8 +14,10 @@ from jointdiff.attacks.inversion import Inversion
 from jointdiff.attacks.membership import FALSE_POSITIVE_RATE, auc_bound, true_positive_bound
 from jointdiff.intervals import Estimate
 from jointdiff.views.format import MISSING, number, percent
-from jointdiff.views.images import grid, inline_image, png_bytes
+from jointdiff.views.images import enlarge, grid, inline_image, png_bytes
 from jointdiff.views.markup import Child, Html, element, join, table
+
+PICTURE_PIXELS = 112  # per side, at most, of a small image that is shown
 
 VIEWS = {
     "clear": "in the clear",
@@ -51,6 +53,7 @@ def strongest(attacks: Sequence[MembershipAttack]) -> MembershipAttack | None:
 
 
 def membership(audit: Audit, privacy: Privacy | None) -> list[Html | None]:
+    """Return who could be told to be a member, with the bound of the ledger beside it."""
     best = strongest(audit.attacks)
     rows = []
     for attack in audit.attacks:
@@ -77,7 +80,7 @@ def membership(audit: Audit, privacy: Privacy | None) -> list[Html | None]:
             "training images of this site; non-members are images of the same source, drawn at random before the run "
             "and never trained on.",
         ),
-        element("p", _verdict(best), class_="alert") if best else None,
+        element("p", _verdict(best, sum(a.result is not None for a in audit.attacks)), class_="alert") if best else None,
         join([element("p", reason, class_="alert") for reason in reasons]),
         table(
             ["Attack", "AUC (95% interval)", "Members caught at 1% false alarms", "Members", "Non-members"],
@@ -129,11 +132,14 @@ def _smallest_rate(best: MembershipAttack | None) -> str | None:
     )
 
 
-def _verdict(best: MembershipAttack | None) -> str:
-    assert best is not None and best.result is not None
+def _verdict(best: MembershipAttack, num_attacks: int) -> str:
+    assert best.result is not None
     found, attack = best.result.auc, f"The strongest attack ({best.target}, {best.method})"
     if found.low > 0.5:
-        return f"{attack} does better than guessing: AUC {interval(found)}. Membership in this run leaks."
+        return (
+            f"{attack} does better than guessing: AUC {interval(found)}. One of {num_attacks} attacks would do so by "
+            f"chance in up to {2.5 * num_attacks:g}% of audits."
+        )
     return (
         f"{attack} could not be told from guessing: AUC {interval(found)} contains 0.5. A leak smaller than the "
         "interval would not have been seen."
@@ -141,6 +147,7 @@ def _verdict(best: MembershipAttack | None) -> str:
 
 
 def copies(audit: Audit) -> list[Html | None]:
+    """Return how near generated images lie to training images, and the nearest of them as pictures."""
     found = audit.copies
     intro = element(
         "p",
@@ -190,11 +197,13 @@ def _copies_verdict(found: Copies) -> str:
 
 
 def inversion(audit: Audit) -> list[Html | None]:
+    """Return what was drawn from single updates, seen in the clear and protected."""
     intro = element(
         "p",
         "An update is what a hospital sends after training. Here one image was trained on for one step, and the attack "
         "tries to draw that image from the update, knowing the model, the label and all chance: the worst case. Real "
-        "updates mix many images and steps, which makes it harder; how much harder was not measured.",
+        "updates mix many images and steps, which makes it harder; how much harder was not measured. Of a secure sum, in "
+        "which every site put one image, the attack draws all images at once and the nearest counts.",
     )
     if not audit.inversions:
         return [intro, element("p", f"Not measured. {audit.why_no_inversions}", class_="alert")]
@@ -268,6 +277,7 @@ def _inversion_verdict(audit: Audit) -> str:
 
 
 def limits() -> Html:
+    """Return what a reader must not conclude."""
     return element(
         "ul",
         [
@@ -303,11 +313,15 @@ def _spread(values: Sequence[float], digits: int) -> str:
 
 def pictures(audit: Audit) -> Mapping[str, np.ndarray]:
     """Return the page's pictures by file name: uint8 [H,W,C]."""
+
+    def sheet(images: Sequence[np.ndarray], columns: int) -> np.ndarray:
+        return grid([enlarge(image, max(1, PICTURE_PIXELS // len(image))) for image in images], columns=columns)
+
     drawn = {}
     if audit.pairs:
         upper, lower = zip(*audit.pairs, strict=True)
-        drawn["copies"] = grid([*upper, *lower], columns=len(upper))
+        drawn["copies"] = sheet([*upper, *lower], len(upper))
     for (loss, view), found in _groups(audit.inversions).items():
         best = _best(found)
-        drawn[f"inversion-{loss}-{view}"] = grid([best.original, best.guess, best.reconstruction], columns=3)
+        drawn[f"inversion-{loss}-{view}"] = sheet([best.original, best.guess, best.reconstruction], 3)
     return drawn
