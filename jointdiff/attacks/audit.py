@@ -24,6 +24,7 @@ MAX_RECORDS = 500  # members, and non-members, that are scored
 NUM_SAMPLES = 128  # drawn in search of copies
 NUM_SHOWN = 6  # samples shown beside their nearest training image
 MAX_SITES = 5  # behind one secure sum, in the inversion
+NUM_STEPS = 100  # of an inversion
 NOISE_MULTIPLIER = 1.0  # shown where the run had no differential privacy
 MEAN_NOISE = 0.05  # of the starting images of a sum: two that are equal would stay equal
 
@@ -153,10 +154,12 @@ def _membership(
 ) -> tuple[MembershipAttack, ...]:
     rng = np.random.default_rng(seed_for(config.run.seed, hospital_index, 0, "audit: membership"))
     if apart is None or len(apart) < MIN_RECORDS:
-        few = (
-            "" if apart is None else f"Only {len(apart)} images were held back, and at least {MIN_RECORDS} are needed:"
-        )
-        reason = NO_HOLDOUT if apart is None else f"{few} run with a larger audit-holdout."
+        reason = NO_HOLDOUT
+        if apart is not None:
+            reason = (
+                f"Only {len(apart)} images were held back that no training image equals, and at least {MIN_RECORDS} are"
+                " needed: run with a larger audit-holdout."
+            )
         return tuple(MembershipAttack(target, "loss threshold", None, reason) for target in ("denoiser", "classifier"))
     pool = _joined(data.train, apart)
     comparisons = [_denoiser_comparison(config, data, pool, rng), _classifier_comparison(data, pool, rng)]
@@ -334,7 +337,7 @@ def _views(
         start = to_network(guesses[:1], device).repeat(count, 1, 1, 1)
         if count > 1:
             start = start + MEAN_NOISE * torch.randn(start.shape, generator=generator).to(device)
-        drawn = inversion.invert(loss, parameters, update, start)
+        drawn = inversion.invert(loss, parameters, update, start, num_steps=NUM_STEPS)
         label_read = None
         if train.labels.ndim == 1 and view != "sum" and config.training.class_weight:
             label_read = inversion.label_in(update[bias_at]) == int(train.labels[row])

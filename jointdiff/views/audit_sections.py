@@ -80,7 +80,7 @@ def membership(audit: Audit, privacy: Privacy | None) -> list[Html | None]:
             "training images of this site; non-members are images of the same source, drawn at random before the run "
             "and never trained on.",
         ),
-        element("p", _verdict(best, sum(a.result is not None for a in audit.attacks)), class_="alert") if best else None,
+        element("p", _verdict(best, audit.attacks), class_="alert") if best else None,
         join([element("p", reason, class_="alert") for reason in reasons]),
         table(
             ["Attack", "AUC (95% interval)", "Members caught at 1% false alarms", "Members", "Non-members"],
@@ -132,8 +132,9 @@ def _smallest_rate(best: MembershipAttack | None) -> str | None:
     )
 
 
-def _verdict(best: MembershipAttack, num_attacks: int) -> str:
+def _verdict(best: MembershipAttack, attacks: Sequence[MembershipAttack]) -> str:
     assert best.result is not None
+    num_attacks = sum(a.result is not None for a in attacks)
     found, attack = best.result.auc, f"The strongest attack ({best.target}, {best.method})"
     if found.low > 0.5:
         return (
@@ -202,8 +203,8 @@ def inversion(audit: Audit) -> list[Html | None]:
         "p",
         "An update is what a hospital sends after training. Here one image was trained on for one step, and the attack "
         "tries to draw that image from the update, knowing the model, the label and all chance: the worst case. Real "
-        "updates mix many images and steps, which makes it harder; how much harder was not measured. Of a secure sum, in "
-        "which every site put one image, the attack draws all images at once and the nearest counts.",
+        "updates mix many images and steps, which makes it harder; how much harder was not measured. Of a secure sum, "
+        "to which every site gave one image, the attack draws all images at once, and the best counts.",
     )
     if not audit.inversions:
         return [intro, element("p", f"Not measured. {audit.why_no_inversions}", class_="alert")]

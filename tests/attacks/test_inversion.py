@@ -51,7 +51,7 @@ def test_the_gradient_in_the_clear_shows_the_image(model: JointModel, scans: np.
         loss = inversion.joint_loss(model, labels, CONFIG, generator=generator(), device=CPU)
     update = inversion.update_of(loss, list(model.parameters()), to_network(scans[:1]))
     found = attack(model, loss, update, scans)
-    assert found.psnr > found.psnr_guess + 6 and found.ssim > found.ssim_guess
+    assert found.psnr > found.psnr_guess + 4 and found.ssim > found.ssim_guess
     assert found.recognised
 
 

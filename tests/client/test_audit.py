@@ -39,8 +39,9 @@ def run(keys: dict[str, object]) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def _few_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("jointdiff.attacks.audit.NUM_SAMPLES", 8)
+    monkeypatch.setattr("jointdiff.attacks.audit.NUM_STEPS", 4)
 
 
 def audit(*arguments: object) -> int:
@@ -99,7 +100,9 @@ def test_a_run_is_found_by_folder_name_and_file(run: Path, tmp_path: Path, monke
     assert (tmp_path / "site" / "audit" / "audited" / "index.html").exists()
 
 
-@pytest.mark.parametrize(("share", "reason"), [(0.0, "held nothing back"), (0.1, "Only 12 images were held back")])
+@pytest.mark.parametrize(
+    ("share", "reason"), [(0.0, "held nothing back"), (0.1, "images were held back that no training image equals")]
+)
 def test_what_cannot_be_measured_is_said(keys: dict[str, object], tmp_path: Path, share: float, reason: str) -> None:
     changed = {**keys, "home": str(tmp_path), "run-name": "bare", "audit-holdout": share}
     run = train_alone(parse_run_config(changed))
