@@ -1,4 +1,4 @@
-"""`jointdiff-client dashboard | ledger | egress`: what people at a site type."""
+"""`jointdiff-client dashboard | ledger | egress | audit`: what people at a site type."""
 
 from __future__ import annotations
 
@@ -38,6 +38,27 @@ def _parser() -> argparse.ArgumentParser:
             "--site-folder", default="", metavar="PATH",
             help="the site's own folder, in a simulation HOME/runs/<run>/sites/<hospital> (default: the home)",
         )  # fmt: skip
+
+    audit = commands.add_parser(
+        "audit", help="attack a finished run's model with this site's own data: a page that stays"
+    )
+    audit.add_argument("run", metavar="RUN-OR-CHECKPOINT", help="a run's folder or name, or a .safetensors file")
+    audit.add_argument("--hospital", type=int, default=1, help="which of the run's hospitals this is (default: 1)")
+    audit.add_argument(
+        "--site-folder", default="", metavar="PATH",
+        help="where audit/<run>/ goes and the ledger is (default: this hospital's folder in the run's, else the home)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--references", type=int, default=2, metavar="K",
+        help="reference models to train here for the likelihood ratio, even; each takes what this site's share of the "
+        "run took; 0 = none (default: %(default)s)",
+    )  # fmt: skip
+    audit.add_argument(
+        "--inversions", type=int, default=2, metavar="N",
+        help="images to draw from their update; minutes each; 0 = none (default: %(default)s)",
+    )  # fmt: skip
+    audit.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
+    audit.set_defaults(command=_audit)
     return parser
 
 
@@ -84,6 +105,16 @@ def _egress(options: argparse.Namespace) -> int:
 
 def _site_folder(options: argparse.Namespace) -> Path:
     return Path(options.site_folder).expanduser() if options.site_folder else home()
+
+
+def _audit(options: argparse.Namespace) -> None:
+    from client.audit import Request, audit_run
+
+    request = Request(
+        options.run, options.site_folder, options.hospital, options.references, options.inversions, options.device
+    )
+    page = audit_run(request, progress=lambda what: print(what, flush=True))
+    print(f"Audit, for this site alone: {page}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class RunConfig:
     num_labels: int = 12  # labels kept in all hospitals together; 0 = all
     partition: str = "iid"  # iid | dirichlet:ALPHA | scanner | by-source
     split_seed: int = 0  # drives partition and which labels are kept
+    audit_holdout: float = 0.0  # share of each hospital's training images never trained on: non-members of its audit
     seed: int = 0  # drives initial weights and training
     method: str = "joint"  # joint | two-stage | fixmatch | supervised
     num_rounds: int = 12
@@ -280,6 +281,10 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             "thing: give one of them."
         )
     _one_of("eval-split", run.eval_split, EVAL_SPLITS)
+    if not 0 <= run.audit_holdout <= 0.5:
+        raise ConfigError(
+            f"audit-holdout must be a share between 0 and 0.5, not {run.audit_holdout}: nothing trains on it."
+        )
     scheme, _, alpha = run.partition.partition(":")
     _one_of("partition", scheme, ("iid", "dirichlet", "scanner", "by-source"))
     if scheme == "dirichlet":

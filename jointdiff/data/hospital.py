@@ -15,7 +15,7 @@ import numpy as np
 from jointdiff.config import RunConfig
 from jointdiff.data.base import UNKNOWN, DatasetInfo, ImageSet, class_counts
 from jointdiff.data.labelled_split import heldout_labels, kept_labels
-from jointdiff.data.partition import deal, strata_of
+from jointdiff.data.partition import deal, set_aside, strata_of
 from jointdiff.data.registry import load_dataset
 from jointdiff.data.scanner import draw_scanner, render_set
 from jointdiff.errors import DataError
@@ -30,13 +30,15 @@ class HospitalData:
     hidden_labels: np.ndarray  # the true labels of `train`: telemetry of simulations, never learned from
     heldout: ImageSet | None  # kept labels that choose the best round; not in `train`
     test: ImageSet  # this hospital's share of the split that is evaluated
+    nonmembers: ImageSet | None = None  # `audit-holdout` of the training images, with their labels; nothing sees them
 
 
 @dataclass(frozen=True)
 class _Dealt:
     """Indices into the data set's splits, one array per hospital."""
 
-    train: Sequence[np.ndarray]
+    train: Sequence[np.ndarray]  # without the non-members
+    nonmembers: Sequence[np.ndarray]
     kept: Sequence[np.ndarray]
     heldout: Sequence[np.ndarray]
     test: Sequence[np.ndarray]
@@ -76,6 +78,7 @@ def _data_keys(run: RunConfig) -> RunConfig:
         RunConfig(),
         dataset=run.dataset, data_root=run.data_root, image_size=run.image_size, num_hospitals=run.num_hospitals,
         num_labels=run.num_labels, partition=run.partition, split_seed=run.split_seed, eval_split=run.eval_split,
+        audit_holdout=run.audit_holdout,
     )  # fmt: skip
 
 
@@ -93,17 +96,20 @@ def _deal(run: RunConfig) -> _Dealt:
         partition, strata_of(test.labels), run.num_hospitals, seed=run.split_seed, purpose=1, sources=test.sources,
         what=f"images of the {run.eval_split} split",
     )  # fmt: skip
+    rng = np.random.default_rng([run.split_seed, 17])
+    nonmembers = [set_aside(strata, share, run.audit_holdout, rng) for share in train]
+    train = [np.setdiff1d(share, apart) for share, apart in zip(train, nonmembers, strict=True)]
     num_classes = data.info.num_outputs
     kept = kept_labels(strata, train, run.num_labels, num_classes=num_classes, seed=run.split_seed)
     heldout = heldout_labels(strata, kept, num_classes=num_classes, seed=run.split_seed)
-    return _Dealt(train=train, kept=kept, heldout=heldout, test=shares)
+    return _Dealt(train=train, nonmembers=nonmembers, kept=kept, heldout=heldout, test=shares)
 
 
 @lru_cache(maxsize=16)
 def _hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
     data = load_dataset(run.dataset, data_root=run.data_root, image_size=run.image_size)
     dealt = _deal(run)
-    held = dealt.heldout[hospital_index]
+    held, apart = dealt.heldout[hospital_index], dealt.nonmembers[hospital_index]
     rows = np.setdiff1d(dealt.train[hospital_index], held)
     train = data.train.select(rows)
     hidden_labels = train.labels
@@ -113,6 +119,7 @@ def _hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
         "train": replace(train, labels=labels),
         "heldout": data.train.select(held) if len(held) else None,
         "test": (data.val if run.eval_split == "val" else data.test).select(dealt.test[hospital_index]),
+        "nonmembers": data.train.select(apart) if len(apart) else None,
     }
     if run.partition == "scanner":
         scanner = draw_scanner(hospital_index, seed=run.split_seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jointdiff.data.partition import set_aside
 from jointdiff.errors import ConfigError
 
 HELDOUT_FRACTION = 0.2
@@ -83,16 +84,8 @@ def heldout_labels(strata: np.ndarray, kept: list[np.ndarray], *, num_classes: i
     Returns:
         H sorted arrays, parts of `kept`; all empty when a class has fewer than MIN_PER_CLASS kept labels overall.
     """
-    nothing = [np.empty(0, dtype=np.int64) for _ in kept]
     everywhere = strata[np.concatenate(kept)]
     if min(np.bincount(everywhere, minlength=num_classes)[:num_classes]) < MIN_PER_CLASS:
-        return nothing
+        return [np.empty(0, dtype=np.int64) for _ in kept]
     rng = np.random.default_rng([seed, 13])
-    result = []
-    for indices in kept:
-        chosen = nothing[:1]
-        for k in np.unique(strata[indices]):
-            members = rng.permutation(indices[strata[indices] == k])
-            chosen.append(members[: round(HELDOUT_FRACTION * len(members))])
-        result.append(np.sort(np.concatenate(chosen)))
-    return result
+    return [set_aside(strata, indices, HELDOUT_FRACTION, rng) for indices in kept]

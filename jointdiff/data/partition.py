@@ -83,6 +83,27 @@ def deal(
     return shares
 
 
+def set_aside(strata: np.ndarray, indices: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw a share of the images of each stratum, rounded stratum by stratum.
+
+    Args:
+        strata: int [N].
+        indices: Images to draw from, int [M].
+        share: 0 to 1.
+
+    Returns:
+        Sorted indices, part of `indices`.
+
+    >>> set_aside(np.array([0, 0, 1, 1, 1, 1]), np.arange(6), 0.5, np.random.default_rng(0)).tolist()
+    [0, 2, 4]
+    """
+    chosen = [np.empty(0, dtype=np.int64)]
+    for k in np.unique(strata[indices]):
+        members = rng.permutation(indices[strata[indices] == k])
+        chosen.append(members[: round(share * len(members))])
+    return np.sort(np.concatenate(chosen))
+
+
 def _evenly(strata: np.ndarray, num_hospitals: int, rng: np.random.Generator) -> np.ndarray:
     """Deal each stratum like cards, going on where the last one ended, so that sizes differ by one at most."""
     order = rng.permutation(len(strata))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointdiff.config import RunConfig
+from jointdiff.config import RunConfig, parse_run_config
 from jointdiff.data import UNKNOWN, HospitalData, class_table, hospital_data, load_dataset
 from jointdiff.errors import ConfigError, DataError
 
@@ -108,3 +108,26 @@ def test_bad_requests() -> None:
 def test_an_empty_validation_split_is_refused(write_arrays) -> None:
     with pytest.raises(DataError, match="no 'val' split"):
         hospitals(dataset=f"npz:{write_arrays()}", image_size=12, eval_split="val")
+
+
+@pytest.mark.parametrize("num_labels", [0, 60])
+def test_an_audit_holdout_is_a_stratified_share_that_nothing_else_holds(num_labels: int) -> None:
+    plain, audited = hospitals(num_labels=num_labels), hospitals(num_labels=num_labels, audit_holdout=0.2)
+    for before, part in zip(plain, audited, strict=True):
+        assert part.nonmembers is not None and before.nonmembers is None
+        everything = rows(before.train.images) + (rows(before.heldout.images) if before.heldout else [])
+        parts = [p for p in (part.train, part.heldout, part.nonmembers) if p is not None]
+        assert sorted(everything) == sorted(row for p in parts for row in rows(p.images))  # each image in one part
+        assert len(part.nonmembers) == round(0.2 * len(everything))
+        assert part.nonmembers.num_labelled == len(part.nonmembers)
+        assert abs(part.nonmembers.labels.mean() - part.hidden_labels.mean()) < 0.01
+        assert rows(part.test.images) == rows(before.test.images)
+    assert num_labels == 0 or sum(p.train.num_labelled + len(p.heldout or []) for p in audited) == num_labels
+    other = hospitals(num_labels=num_labels, audit_holdout=0.2, split_seed=1)[0].nonmembers
+    assert other is not None and rows(other.images) != rows(audited[0].nonmembers.images)  # type: ignore[union-attr]
+
+
+def test_a_holdout_for_the_audit_must_leave_enough_to_train_on() -> None:
+    for share in (-0.1, 0.6, float("nan")):
+        with pytest.raises(ConfigError, match="audit-holdout must be a share between"):
+            parse_run_config({"audit-holdout": share})

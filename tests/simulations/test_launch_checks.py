@@ -34,6 +34,14 @@ def test_the_app_has_every_key_with_the_default_of_the_library() -> None:
     assert checks.app_defaults(APP) == to_mapping(RunConfig())
 
 
+def test_the_private_app_differs_in_few_defaults_and_is_private() -> None:
+    private = checks.app_defaults(APP.with_name("3_hospitals_private"))
+    default = to_mapping(RunConfig())
+    assert private.keys() == default.keys()
+    changed = {key for key in default if private[key] != default[key]}
+    assert changed == {"num-labels", "num-rounds", "local-steps", "batch-size", "target-epsilon", "explain"}
+
+
 def test_the_app_carries_no_code_and_no_dependencies() -> None:
     assert not [path for path in APP.rglob("*") if path.suffix == ".py"]
     project = tomllib.loads((APP / "pyproject.toml").read_text())

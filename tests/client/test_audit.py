@@ -1,0 +1,149 @@
+"""`jointdiff-client audit`, on a run that was really trained: what it writes, where, and how it says no."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from client.cli import main
+from jointdiff import storage
+from jointdiff.attacks.audit import NO_HOLDOUT
+from jointdiff.attacks.membership import auc_bound, true_positive_bound
+from jointdiff.config import parse_run_config
+from jointdiff.standalone import train_alone
+
+
+@pytest.fixture(scope="module")
+def keys(tiny_files: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    folder = tmp_path_factory.mktemp("audited")
+    draws = np.random.default_rng(0)
+    labels = np.arange(120) % 2
+    images = (draws.integers(0, 120, (120, 16, 16)) + labels[:, None, None] * 60).astype(np.uint8)
+    images[7] = images[3]  # an image that is in the file twice
+    np.savez(folder / "data.npz", train_images=images, train_labels=labels, test_images=images[:8],
+             test_labels=labels[:8])  # fmt: skip
+    return {
+        "dataset": f"npz:{folder / 'data.npz'}", "image-size": 16, "model": str(tiny_files / "model.yaml"),
+        "num-labels": 0, "num-rounds": 1, "local-steps": 2, "batch-size": 4, "device": "cpu", "explain": 0,
+        "num-hospitals": 1, "home": str(folder), "audit-holdout": 0.4,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(keys: dict[str, object]) -> Path:
+    return train_alone(parse_run_config({**keys, "run-name": "audited"}))
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("jointdiff.attacks.audit.NUM_SAMPLES", 8)
+    monkeypatch.setattr("jointdiff.attacks.audit.NUM_STEPS", 4)
+
+
+def audit(*arguments: object) -> int:
+    return main(["audit", *[str(a) for a in arguments], "--device", "cpu"])
+
+
+def numbers(folder: Path) -> dict[str, object]:
+    return json.loads((folder / "metrics.json").read_text())  # type: ignore[no-any-return]
+
+
+def test_an_audit_leaves_a_page_that_carries_everything(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    site = run / "sites" / "hospital-1"
+    site.mkdir(parents=True, exist_ok=True)
+    (site / "ledger.json").write_text(json.dumps({"epsilon": 2.0, "delta": 1e-4, "unit": "image", "entries": []}))
+    assert audit(run, "--references", 2, "--inversions", 1) == 0
+    folder = site / "audit" / "audited"
+    shown = capsys.readouterr()
+    assert shown.out.endswith(f"Audit, for this site alone: {folder / 'index.html'}\n") and not shown.err
+    found = numbers(folder)
+    attacks = {(a["target"], a["method"]): a["result"] for a in found["membership"]}  # type: ignore[attr-defined]
+    assert set(attacks) == {(t, m) for t in ("denoiser", "classifier") for m in ("loss threshold", "likelihood ratio")}
+    for result in attacks.values():
+        assert 0 <= result["auc"]["low"] <= result["auc"]["value"] <= result["auc"]["high"] <= 1
+    assert len(found["inversions"]) == 5  # type: ignore[arg-type]  # two losses clear and dp, one masked; one site: no sum
+    assert found["num_train"] + found["num_nonmembers"] + found["num_shared"] + 14 == 120  # type: ignore[operator]
+    assert found["num_repeats"] + found["num_shared"] <= 1  # type: ignore[operator]
+    bound = found["privacy"]
+    assert bound["true_positive_rate"] == true_positive_bound(2.0, 1e-4, 0.01)  # type: ignore[index]
+    page = (folder / "index.html").read_text()
+    assert f"{auc_bound(2.0, 1e-4):.3f}" in page and "ε 2.00 at δ 0.0001" in page
+    assert "http" not in page.replace("http-equiv", "") and "<script" not in page and "data:image/png" in page
+    assert {p.name for p in folder.iterdir()} >= {"copies.png", "inversion-joint-dp.png", "metrics.json"}
+    (site / "ledger.json").unlink()
+
+
+def test_the_same_audit_gives_the_same_numbers(run: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        assert audit(run, "--references", 0, "--inversions", 0, "--site-folder", tmp_path / name) == 0
+    first, second = (numbers(tmp_path / name / "audit" / "audited") for name in ("a", "b"))
+    assert {**first, "duration_s": 0} == {**second, "duration_s": 0}
+    assert len(first["membership"]) == 2 and not first["inversions"]  # type: ignore[arg-type]
+    assert not (tmp_path / "a" / "ledger.json").exists() and first["privacy"] is None
+
+
+def test_a_run_is_found_by_folder_name_and_file(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.HOME_VARIABLE, str(run.parents[1]))
+    quick = ("--references", 0, "--inversions", 0)
+    shutil.rmtree(run / "sites", ignore_errors=True)
+    for source in ("audited", run / "checkpoints" / "best.safetensors"):
+        assert audit(source, *quick) == 0
+        assert (run / "sites" / "hospital-1" / "audit" / "audited" / "index.html").exists()
+        shutil.rmtree(run / "sites")
+    alone = shutil.copy(run / "checkpoints" / "last.safetensors", tmp_path / "mine.safetensors")
+    monkeypatch.setenv(storage.HOME_VARIABLE, str(tmp_path / "site"))
+    assert audit(alone, *quick) == 0
+    assert (tmp_path / "site" / "audit" / "audited" / "index.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("share", "reason"), [(0.0, "held nothing back"), (0.1, "images were held back that no training image equals")]
+)
+def test_what_cannot_be_measured_is_said(keys: dict[str, object], tmp_path: Path, share: float, reason: str) -> None:
+    changed = {**keys, "home": str(tmp_path), "run-name": "bare", "audit-holdout": share}
+    run = train_alone(parse_run_config(changed))
+    assert audit(run, "--references", 2, "--inversions", 0) == 0
+    found = numbers(run / "sites" / "hospital-1" / "audit" / "bare")
+    assert all(a["result"] is None and reason in a["why_not"] for a in found["membership"])  # type: ignore[attr-defined]
+    assert found["copies"] is None and "held-out images" in found["why_no_copies"]  # type: ignore[operator]
+    page = (run / "sites" / "hospital-1" / "audit" / "bare" / "index.html").read_text()
+    assert reason in page and ("PneumoniaMNIST" in page) == (share == 0)
+    assert "audit-holdout=0.2" in NO_HOLDOUT and "test split is no substitute" in NO_HOLDOUT
+
+
+def test_few_labels_and_no_generator_are_said_too(keys: dict[str, object], tmp_path: Path) -> None:
+    changed = {**keys, "home": str(tmp_path), "run-name": "few", "num-labels": 8, "method": "supervised"}
+    run = train_alone(parse_run_config(changed))
+    assert audit(run, "--references", 2, "--inversions", 1) == 0
+    found = numbers(run / "sites" / "hospital-1" / "audit" / "few")
+    reasons = {a["target"]: a["why_not"] for a in found["membership"]}  # type: ignore[attr-defined]
+    assert "never learned to denoise" in reasons["denoiser"] and "labelled members (of 8" in reasons["classifier"]
+    assert "never learned to denoise" in found["why_no_copies"]  # type: ignore[operator]
+    assert {i["loss"] for i in found["inversions"]} == {"classification"}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), [
+    (("no-such-run",), 4, "There is no checkpoint at"),
+    (("RUN", "--hospital", 2), 2, "--hospital must be 1 to 1, not 2"),
+    (("RUN", "--references", 3), 2, "--references must be an even number"),
+    (("RUN", "--inversions", -1), 2, "--inversions must be 0 or more"),
+])  # fmt: skip
+def test_bad_requests(
+    run: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[object, ...], code: int, message: str
+) -> None:
+    assert audit(*(run if a == "RUN" else a for a in arguments)) == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("text", ["{ cut", "{}", '{"epsilon": null, "delta": 1e-5}'])
+def test_a_damaged_ledger_stops_the_audit(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    (tmp_path / "ledger.json").write_text(text)
+    assert audit(run, "--site-folder", tmp_path) == 5
+    assert "damaged" in capsys.readouterr().err and not (tmp_path / "audit").exists()
