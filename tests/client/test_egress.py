@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from client import egress
-from client.egress import StoppedError, check, is_private
+from client.egress import StoppedError, check
 from client.site_policy import SIMULATED, SitePolicy
 from jointdiff import identity, protocol
 from jointdiff.config import Config
@@ -19,6 +19,11 @@ from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.small_counts import withhold
 from jointdiff.statistics import COARSE_BINS, NUM_BINS, ClassificationStatistics
+
+
+def b64(num_bytes: int) -> str:
+    return base64.b64encode(bytes(num_bytes)).decode()
+
 
 STRICT = SitePolicy(min_cell_count=10)
 
@@ -149,15 +154,46 @@ def test_grades_pass_by_name(let_through):
             let_through(protocol.EXPLAIN, metrics={name: 0.5})
 
 
-def test_with_differential_privacy_no_loss_leaves(config):
-    plain = SimpleNamespace(run=config.run)
-    private = SimpleNamespace(run=SimpleNamespace(target_epsilon=8.0))
-    noisy = SimpleNamespace(run=SimpleNamespace(target_epsilon=0.0, noise_multiplier=1.0))
-    assert (is_private(plain), is_private(private), is_private(noisy)) == (False, True, True)
-    allowed = egress._SCALARS[protocol.TRAIN]
-    assert "loss" in allowed(plain) and "epsilon" not in allowed(plain)
-    assert not {name for name in allowed(private) if "loss" in name or "pseudo" in name}
-    assert {"epsilon", "delta", "noise_multiplier", "sample_rate", "steps"} <= allowed(private)
+def test_with_differential_privacy_no_scalar_of_training_records_leaves(config):
+    private = dataclasses.replace(config, run=dataclasses.replace(config.run, target_epsilon=8.0))
+    noisy = dataclasses.replace(config, run=dataclasses.replace(config.run, noise_multiplier=1.0))
+    training, grades = egress._SCALARS[protocol.TRAIN], egress._SCALARS[protocol.EXPLAIN]
+    assert "loss" in training(config) and "epsilon" not in training(config)
+    assert "referee_validity" in grades(config) and "samples.kid.0.real" in grades(config)
+    for changed in (private, noisy):
+        assert not {name for name in training(changed) if "loss" in name or "pseudo" in name or "images" in name}
+        assert {"epsilon", "delta", "noise_multiplier", "sample_rate", "steps"} <= training(changed)
+        assert not {name for name in grades(changed) if "referee" in name or "samples" in name}
+        assert "validity" in grades(changed)
+
+
+@pytest.mark.parametrize(
+    "kind, honest, wrong",
+    [
+        (protocol.KEYS, {"keys": ["A" * 43 + "=", "B" * 43 + "="]}, {"keys": ["A" * 43 + "="] * 3}),
+        (protocol.SHARES, {"sealed": {"hospital-2": b64(92)}}, {"sealed": {"hospital-2": b64(93)}}),
+        (protocol.SHARES, {"sealed": {"hospital-2": b64(92)}}, {"sealed": {"doe": b64(92)}}),
+        (
+            protocol.UNMASK,
+            {"seeds": {"hospital-2": b64(32)}, "keys": {}},
+            {"seeds": {"hospital-2": "not base64" * 4}, "keys": {}},
+        ),
+        (protocol.UNMASK, {"seeds": {}, "keys": {}}, {"seeds": {}, "keys": {}, "scan": b64(32)}),
+    ],
+)
+def test_secrets_of_a_secure_sum_have_a_fixed_form(let_through, kind, honest, wrong):
+    assert let_through(kind, payload=honest)[0].payload == honest
+    with pytest.raises(StoppedError, match=r"payload|key or share"):
+        let_through(kind, payload=wrong)
+    with pytest.raises(StoppedError, match="an undeclared payload"):
+        let_through(protocol.EXPLAIN, payload=honest)
+
+
+def test_in_a_secure_sum_weights_leave_masked_or_not_at_all(config):
+    secure = dataclasses.replace(config, run=dataclasses.replace(config.run, secure_aggregation=True))
+    forms = egress._PAYLOADS[protocol.TRAIN](secure, SIMULATED).required
+    assert {form.dtype for form in forms.values()} == {"uint32"}
+    assert {f.dtype for f in egress._PAYLOADS[protocol.HEAD](secure, SIMULATED).required.values()} == {"uint64"}
 
 
 def test_every_kind_of_the_protocol_has_an_allow_list():
