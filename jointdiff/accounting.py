@@ -234,7 +234,7 @@ def _prv_bound(steps: tuple[Step, ...], delta: float, safe: Bound) -> Bound:
     delta_error = delta / 1000
     error = _prv_error(steps, delta_error, safe.epsilon)
     if error > _PRV_ERRORS[1]:
-        return Bound(safe.epsilon, "rdp", "PRV is too coarse for so many steps; RDP was used")
+        return Bound(safe.epsilon, "rdp", "PRV needs too fine a grid; RDP was used")
     accountant = PRVAccountant()
     accountant.history = list(steps)
     try:

@@ -122,7 +122,7 @@ def test_prv_is_above_an_accountant_of_both_directions_and_within_a_hundredth() 
         assert bound.epsilon < 1.01 * oracle.get_epsilon(delta) and bound.epsilon < epsilon_of(history, delta)
 
 
-@pytest.mark.parametrize("history", [[(0.4, 0.5, 50)], [(0.05, 0.2, 10)]])
+@pytest.mark.parametrize("history", [[(0.05, 0.2, 10)], [(0.01, 0.5, 1)]])
 def test_where_prv_fails_rdp_is_taken_with_a_note(history) -> None:
     accountant = PRVAccountant()
     accountant.history = history
@@ -137,9 +137,17 @@ def test_where_prv_fails_rdp_is_taken_with_a_note(history) -> None:
     assert bound == Bound(epsilon_of(history, 1e-5), "rdp", bound.note) and "RDP was used" in bound.note
 
 
-def test_the_smaller_of_both_bounds_is_reported() -> None:
-    history = [(1000.0, 0.5, 1)]
-    assert bound_of(history, 1e-3, accountant="prv").epsilon <= epsilon_of(history, 1e-3)
+def test_a_grid_that_would_be_too_fine_is_not_tried() -> None:
+    bound = bound_of([(0.001, 0.5, 1)], 1e-5, accountant="prv")
+    assert (bound.accountant, bound.note) == ("rdp", "PRV needs too fine a grid; RDP was used")
+
+
+def test_the_smaller_of_both_bounds_is_reported(monkeypatch) -> None:
+    history = [(3.0, 1.0, 5)]
+    rdp, prv = epsilon_of(history, 1e-5), epsilon_of(history, 1e-5, accountant="prv")
+    assert prv < rdp
+    monkeypatch.setattr("jointdiff.accounting._PRV_ERRORS", (0.5 * rdp, rdp))  # PRV so coarse that RDP is tighter
+    assert bound_of(history, 1e-5, accountant="prv") == Bound(rdp, "rdp")
 
 
 def test_no_noise_no_bound_and_no_step_no_loss() -> None:
@@ -155,9 +163,10 @@ def test_however_it_is_cut_and_ordered_the_sum_is_the_same() -> None:
 
 
 def test_low_orders_are_left_out_only_where_they_cannot_help() -> None:
-    for noise in (0.7, 1.5, 50.0):
-        history = ((noise, 0.3, 60),)
-        assert epsilon_of(history, 1e-4) == max(0.0, _rdp_epsilon_at((*LOW_ORDERS, *ORDERS), history, 1e-4))
+    for history, low in (((0.9, 0.1, 600), True), ((1.5, 0.3, 30), False), ((50.0, 0.3, 60), False)):
+        assert epsilon_of([history], 1e-4) == _rdp_epsilon_at((*LOW_ORDERS, *ORDERS), (history,), 1e-4)
+        assert (epsilon_of([history], 1e-4) < _rdp_epsilon_at(ORDERS, (history,), 1e-4)) == low
+    assert epsilon_of([(0.9, 0.1, 600)], 1e-4) < 30
 
 
 @pytest.mark.parametrize("target, rate, steps, spent", [
