@@ -55,8 +55,8 @@ def plan_for(config: Config, num_units: int) -> PrivacyPlan:
     run = config.run
     if run.delta >= 1 / max(1, num_units):
         raise ConfigError(
-            f"delta={run.delta:g} is not below 1/N for the {num_units} records of this site: it would allow to publish "
-            "one of them. Take a smaller delta."
+            f"delta = {run.delta:g} is not below one over the {num_units} records of this site: it would allow to "
+            "publish one of them. Take a smaller delta."
         )
     rate = min(1.0, run.batch_size / num_units)
     sigma = run.noise_multiplier or _noise_multiplier_for(

@@ -129,7 +129,7 @@ def test_bad_private_settings_end_before_the_run_begins(tiny_run):
 
 def test_a_delta_that_allows_to_publish_a_record_is_refused(ask, config, tiny_run):
     config = prepare(tiny_run(**PRIVATE | {"delta": 0.5}, run_name="other"))[0]
-    with pytest.raises((ConfigError, RefusedError), match="1/N"):
+    with pytest.raises((ConfigError, RefusedError), match="smaller delta"):
         client_round.run(ask(config=config.to_dict()), initial_weights(config))
 
 
@@ -143,3 +143,26 @@ def test_a_private_run_may_start_from_public_weights(tiny_run):
     from jointdiff import checkpoint as checkpoints
 
     assert all(np.array_equal(ours[n], t.numpy()) for n, t in checkpoints.load(checkpoint).state.items())
+
+
+def test_a_sites_ceiling_and_its_wish_for_privacy_hold(ask, config, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    policy = site / "site.yaml"
+    policy.write_text("privacy:\n  epsilon: 0.5\n  delta: 0.01\n  min-cell-count: 0\n")
+    with pytest.raises(RefusedError, match="ceiling"):
+        client_round.run(ask(), initial_weights(config))
+    assert not (site / "ledger.json").exists() or not entries(site), "what was refused is not paid"
+    policy.write_text("privacy:\n  require-dp: true\n  min-cell-count: 0\n")
+    client_round.run(ask(), initial_weights(config))
+    plain = dataclasses.replace(config, run=dataclasses.replace(config.run, target_epsilon=0.0))
+    with pytest.raises(RefusedError, match="require-dp"):
+        client_round.run(ask(config=plain.to_dict()), initial_weights(config))
+
+
+def test_private_and_summed_securely_at_once(tiny_run):
+    folder = run_local(tiny_run(**PRIVATE, secure_aggregation=True, min_hospitals=0, num_rounds=2))
+    final = storage.read_json(folder / "metrics.json")["final"]
+    assert final["pooled"]["num_images"] > 0
+    for site in (folder / "sites").iterdir():
+        assert [entry["round"] for entry in entries(site)] == [1, 2]
