@@ -104,8 +104,8 @@ def membership(audit: Audit, privacy: Privacy | None) -> list[Html | None]:
             "weak attack.",
             class_="note",
         ) if privacy is not None and best else None,
-        element("p", "The run had no differential privacy, so no bound holds beside what these attacks happened to "
-                "achieve.", class_="note") if privacy is None and best else None,
+        element("p", "This site has no ledger: no differential privacy is on record, and no theory limits what a better"
+                " attack could achieve.", class_="note") if privacy is None and best else None,
     ]  # fmt: skip
 
 

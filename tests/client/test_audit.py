@@ -14,6 +14,7 @@ from jointdiff import storage
 from jointdiff.attacks.audit import NO_HOLDOUT
 from jointdiff.attacks.membership import auc_bound, true_positive_bound
 from jointdiff.config import parse_run_config
+from jointdiff.data import hospital_data
 from jointdiff.standalone import train_alone
 
 
@@ -113,6 +114,25 @@ def test_what_cannot_be_measured_is_said(keys: dict[str, object], tmp_path: Path
     page = (run / "sites" / "hospital-1" / "audit" / "bare" / "index.html").read_text()
     assert reason in page and ("PneumoniaMNIST" in page) == (share == 0)
     assert "audit-holdout=0.2" in NO_HOLDOUT and "test split is no substitute" in NO_HOLDOUT
+
+
+def test_held_back_images_that_were_trained_on_all_the_same_are_left_out(
+    keys: dict[str, object], tmp_path: Path
+) -> None:
+    with np.load(str(keys["dataset"]).removeprefix("npz:")) as known:
+        arrays = dict(known)
+    arrays["train_images"] = np.concatenate([arrays["train_images"][8:68]] * 2)  # every image is there twice
+    np.savez(tmp_path / "twice.npz", **arrays)
+    changed = {**keys, "home": str(tmp_path), "run-name": "twice", "dataset": f"npz:{tmp_path / 'twice.npz'}"}
+    run = train_alone(config := parse_run_config(changed))
+    assert audit(run, "--references", 0, "--inversions", 0) == 0
+    found = numbers(run / "sites" / "hospital-1" / "audit" / "twice")
+    data = hospital_data(config, 0)
+    assert data.nonmembers is not None
+    known_images = {image.tobytes() for image in data.train.images}
+    shared = sum(image.tobytes() in known_images for image in data.nonmembers.images)
+    assert 10 < shared < 48 and (found["num_shared"], found["num_nonmembers"]) == (shared, 48 - shared)
+    assert found["num_repeats"] == len(data.train) - len(known_images) > 0
 
 
 def test_few_labels_and_no_generator_are_said_too(keys: dict[str, object], tmp_path: Path) -> None:
