@@ -104,8 +104,8 @@ def membership(audit: Audit, privacy: Privacy | None) -> list[Html | None]:
             "weak attack.",
             class_="note",
         ) if privacy is not None and best else None,
-        element("p", "The run had no differential privacy, so no bound holds beside what these attacks happened to "
-                "achieve.", class_="note") if privacy is None and best else None,
+        element("p", "This site has no ledger: no differential privacy is on record, and no theory limits what a better"
+                " attack could achieve.", class_="note") if privacy is None and best else None,
     ]  # fmt: skip
 
 
@@ -212,10 +212,10 @@ def inversion(audit: Audit) -> list[Html | None]:
     rows: list[list[Child]] = []
     for (loss, view), found in groups.items():
         read = [i.label_read for i in found if i.label_read is not None]
+        guess = [statistics.median(values) for values in ([i.psnr_guess for i in found], [i.ssim_guess for i in found])]
         rows.append(
-            [f"{_LOSSES[loss]}, {_view_words(view, audit)}", _spread([i.psnr for i in found], 1),
-             _spread([i.psnr_guess for i in found], 1), _spread([i.ssim for i in found], 2),
-             _spread([i.ssim_guess for i in found], 2),
+            [f"{_LOSSES[loss]}, {_view_words(view, audit)}", _spread([i.psnr for i in found], 1), number(guess[0], 1),
+             number(statistics.median(i.ssim for i in found), 2), number(guess[1], 2),
              f"{sum(i.recognised for i in found)} of {len(found)}", f"{sum(read)} of {len(read)}" if read else MISSING]
         )  # fmt: skip
     drawn = pictures(audit)
@@ -223,7 +223,7 @@ def inversion(audit: Audit) -> list[Html | None]:
         intro,
         element("p", _inversion_verdict(audit), class_="alert"),
         table(
-            ["The update was seen", "PSNR, dB", "PSNR of a guess", "SSIM", "SSIM of a guess", "Recognised",
+            ["Loss, and how the update was seen", "PSNR, dB", "of a guess", "SSIM", "of a guess", "Recognised",
              "Label read"],
             rows,
         ),
@@ -235,7 +235,7 @@ def inversion(audit: Audit) -> list[Html | None]:
             "pictures have 60 dB (our cap) and 1; a reconstruction no better than the guess gave nothing away. ",
             element("b", "Recognised"), f": of all {number(audit.num_train)} training images here, the right one is "
             "nearest to the reconstruction. ",
-            element("b", "Label read"), ": the label follows from the update alone. Numbers are medians, with the "
+            element("b", "Label read"), ": the label follows from the update alone. Numbers are medians, PSNR with the "
             "least and the greatest.",
             class_="note",
         ),

@@ -61,6 +61,14 @@ def test_the_rate_at_few_false_alarms() -> None:
     assert (rate.value, measured) == (0.4, 0.0)  # of 50 none may
 
 
+def test_none_and_all_caught_leave_room_for_doubt() -> None:
+    nonmembers = np.arange(100.0)
+    nobody, _ = true_positive_rate(np.full(30, -1.0), nonmembers, false_positive_rate=0.01, rng=rng())
+    everybody, _ = true_positive_rate(np.full(30, 200.0), nonmembers, false_positive_rate=0.01, rng=rng())
+    assert (nobody.value, nobody.low) == (0, 0) and nobody.high == wilson(0, 30).high > 0.1
+    assert (everybody.value, everybody.high) == (1, 1) and everybody.low == wilson(30, 30).low < 0.9
+
+
 def test_without_a_difference_the_rate_is_the_false_positive_rate() -> None:
     draws = rng(6)
     found = [measure(draws.normal(size=200), draws.normal(size=200), rng=draws).true_positive_rate for _ in range(80)]
@@ -77,6 +85,8 @@ def test_calibration_removes_what_is_merely_easy() -> None:
     references = difficulty + 3.0 * trained_on + draws.normal(0, 0.3, (4, 200))
     better = calibrated(scores, references, trained_on)
     assert auc(scores[member], scores[~member]).value < 0.7 < 0.95 < auc(better[member], better[~member]).value
+    own = [scores[i] - references[~trained_on[:, i], i].mean() for i in range(200)]
+    np.testing.assert_allclose(better, own)
     with pytest.raises(ValueError, match="not trained on it"):
         calibrated(scores, references[:1], trained_on[:1])
 
