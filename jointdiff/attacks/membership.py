@@ -109,11 +109,13 @@ def true_positive_rate(
 
 
 def calibrated(scores: np.ndarray, reference_scores: np.ndarray, trained_on: np.ndarray) -> np.ndarray:
-    """Return each record's score minus its mean score under reference models that were not trained on it.
+    """Return how much more each record's score is than under the reference models that were not trained on it.
 
     With one such model per record this is difficulty calibration (Watson et al., ICLR 2022). With several it is the
     offline likelihood ratio of LiRA (Carlini et al., IEEE S&P 2022) with one variance for all records, which is what
-    that paper advises for few reference models; dividing by it would change no ranking.
+    that paper advises for few reference models; dividing by it would change no ranking. A reference model that scores
+    all its records higher or lower than another says nothing of any of them: the differences from each are centred over
+    the records that it was not trained on, members or not.
 
     Args:
         scores: Of the model under attack, [N].
@@ -126,7 +128,9 @@ def calibrated(scores: np.ndarray, reference_scores: np.ndarray, trained_on: np.
     out = ~trained_on
     if not out.any(axis=0).all():
         raise ValueError("Every record needs a reference model that was not trained on it.")
-    return scores - np.where(out, reference_scores, 0).sum(axis=0) / out.sum(axis=0)
+    more = np.where(out, scores - reference_scores, 0.0)
+    more = np.where(out, more - (more.sum(axis=1) / np.maximum(out.sum(axis=1), 1))[:, None], 0.0)
+    return more.sum(axis=0) / out.sum(axis=0)
 
 
 def same_mixture(

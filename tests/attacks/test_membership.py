@@ -82,11 +82,14 @@ def test_calibration_removes_what_is_merely_easy() -> None:
     member = np.arange(200) < 100
     scores = difficulty + 1.0 * member + draws.normal(0, 0.3, 200)
     trained_on = np.stack([half := draws.random(200) < 0.5, ~half, other := draws.random(200) < 0.5, ~other])
-    references = difficulty + 3.0 * trained_on + draws.normal(0, 0.3, (4, 200))
+    offsets = np.array([[0.0], [8.0], [-8.0], [3.0]])  # one model is better than another, for all records alike
+    references = difficulty + offsets + 3.0 * trained_on + draws.normal(0, 0.3, (4, 200))
     better = calibrated(scores, references, trained_on)
     assert auc(scores[member], scores[~member]).value < 0.7 < 0.95 < auc(better[member], better[~member]).value
-    own = [scores[i] - references[~trained_on[:, i], i].mean() for i in range(200)]
-    np.testing.assert_allclose(better, own)
+    level = [(scores - r)[~known].mean() for r, known in zip(references, trained_on, strict=True)]
+    own = [np.mean([scores[i] - references[k, i] - level[k] for k in range(4) if not trained_on[k, i]])
+           for i in range(200)]  # fmt: skip
+    np.testing.assert_allclose(better, own, atol=1e-9)
     with pytest.raises(ValueError, match="not trained on it"):
         calibrated(scores, references[:1], trained_on[:1])
 

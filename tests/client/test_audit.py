@@ -63,14 +63,14 @@ def test_an_audit_leaves_a_page_that_carries_everything(run: Path, capsys: pytes
     assert shown.out.endswith(f"Audit, for this site alone: {folder / 'index.html'}\n") and not shown.err
     found = numbers(folder)
     attacks = {(a["target"], a["method"]): a["result"] for a in found["membership"]}  # type: ignore[attr-defined]
-    assert set(attacks) == {(t, m) for t in ("denoiser", "classifier") for m in ("loss threshold", "likelihood ratio")}
+    assert {target for target, _ in attacks} == {"denoiser", "classifier"} and len(attacks) == 4
     for result in attacks.values():
         assert 0 <= result["auc"]["low"] <= result["auc"]["value"] <= result["auc"]["high"] <= 1
     views = [(i["loss"], i["view"]) for i in found["inversions"]]  # type: ignore[attr-defined]
-    assert sorted(views) == [
-        *(("classification", view) for view in ("clear", "dp", "masked", "sum")),
-        *(("joint", view) for view in ("clear", "dp", "sum")),
-    ]
+    assert sorted(f"{loss} {view}" for loss, view in views) == [
+        "classification clear", "classification dp", "classification masked", "classification sum",
+        "joint clear", "joint dp", "joint sum",
+    ]  # fmt: skip
     assert found["num_sites"] == 2 and found["noise_multiplier"] == 1
     bound = found["privacy"]
     assert bound["true_positive_rate"] == true_positive_bound(2.0, 1e-4, 0.01)  # type: ignore[index]
