@@ -32,7 +32,8 @@ def headline(run: RunData) -> Html | None:
     tiles = [
         ("Balanced accuracy", with_error(pooled, "balanced_accuracy"), f"{where}; chance {1 / num_outputs:.2f}"),
         ("AUC", with_error(pooled, "auc"), f"{where}; chance 0.50"),
-        ("Labelled images" if not multi_label else "Labels given", number(labelled) if described else MISSING,
+        ("Labelled images" if not multi_label else "Labels given",
+         number(labelled) if len(described) > hidden else MISSING,
          (f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together"
           + (f"; {hidden} withhold theirs" if hidden else "")) if described else ""),
         ("Duration", duration(run.ending.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),

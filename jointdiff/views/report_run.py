@@ -69,8 +69,8 @@ def privacy(run: RunData) -> Html | None:
               caption="Differential privacy, as each hospital's ledger has it, over all runs on its data"),
         element(
             "p",
-            "Whoever sees everything that was sent, and the final model, can tell hardly better than ε and δ allow "
-            "whether one given record was trained on: the odds change by at most e^ε, but for a chance of δ. A record "
+            "What anybody can learn about one record from all that was sent and from the final model is bounded: the "
+            "odds that it was trained on change by at most e^ε, but for a chance of δ (e^1 is 2.7, e^8 2,981). A record "
             "is one image, or one patient where the site's table names patients. Test images and held-out labels are "
             "outside: they are counted, not trained on.",
             class_="note",
@@ -89,7 +89,8 @@ def class_tables(run: RunData) -> Html | None:
     def rows(key: str, extra: tuple[str, ...]) -> list[list[Any]]:
         counts = {name: [*_padded(entry.get(key), len(names)), *(entry.get(k) for k in extra)]
                   for name, entry in tables.items()}  # fmt: skip
-        total = [sum(value for value in column if is_number(value)) for column in zip(*counts.values(), strict=True)]
+        known = [[value for value in column if is_number(value)] for column in zip(*counts.values(), strict=True)]
+        total = [sum(column) if column else None for column in known]
         body = [[name, *map(number, values)] for name, values in counts.items()]
         return [*body, [element("b", "all"), *map(number, total)]] if len(body) > 1 else body
 
@@ -99,7 +100,8 @@ def class_tables(run: RunData) -> Html | None:
         table(["Hospital", *heads, "unlabelled", "all"], rows("labelled", ("num_unlabelled", "num_train")),
               caption="For training: images whose label was kept, by class, and those whose label was hidden"),
         table(["Hospital", *heads, "all"], rows("test", ("num_test",)), caption="For evaluation, by class"),
-        element("p", f"{MISSING}: withheld by the site's min-cell-count; the sums are without it.", class_="note")
+        element("p", f"{MISSING}: withheld by the site (min-cell-count, or a private run); the sums are without it.",
+                class_="note")
         if any(value is None for entry in tables.values() for value in entry.values()) else None,
         element("p", "Classes of a multi-label set overlap: their counts do not add up to the images.", class_="note")
         if run.dataset.get("task") == "multi-label" else None,
