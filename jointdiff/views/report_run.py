@@ -71,8 +71,8 @@ def privacy(run: RunData) -> Html | None:
             "p",
             "What anybody can learn about one record from all that was sent and from the final model is bounded: the "
             "odds that it was trained on change by at most e^ε, but for a chance of δ (e^1 is 2.7, e^8 2,981). One "
-            "record is an image, or a patient where the site's table names patients. Test images and held-out labels are "
-            "outside: they are counted, not trained on.",
+            "record is an image, or a patient where the site's table names patients. Test images and held-out labels "
+            "are outside: they are counted, not trained on.",
             class_="note",
         ),
     )  # fmt: skip
