@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from client import state
@@ -44,18 +44,8 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     kept = site.folder / "state" / ask.run_name / "private-reply.safetensors"
     if (answer := _kept_reply(kept, key)) is not None:
         return answer
-    unit = "image" if site.data.train.patients is None else "patient"
-    if site.policy.unit == "patient" != unit:
-        raise RefusedError("This site protects patients, but its table does not say which image is whose.")
     plan = plan_for(site.config, num_units(site.data.train))
-    ledger = Ledger.open(
-        site.folder,
-        dataset=dataset_fingerprint(site.data.train.images),
-        num_records=num_units(site.data.train),
-        unit=unit,
-        delta=plan.delta if site.policy.delta is None else site.policy.delta,
-        ceiling=site.policy.epsilon,
-    )
+    ledger = _ledger(site, plan.delta)
     ledger.spend(
         run=ask.run_name, round=ask.round, noise_multiplier=plan.noise_multiplier, sample_rate=plan.sample_rate,
         steps=plan.steps, key=key,
@@ -79,6 +69,34 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     return report, weights
 
 
+def charge_plain_round(site: Site) -> None:
+    """Write a round without differential privacy into a ledger that the site keeps: its epsilon is infinite from here.
+
+    Raises:
+        RefusedError: The ledger is not in order.
+    """
+    ask = site.instructions
+    _ledger(site, site.config.run.delta).spend(
+        run=ask.run_name, round=ask.round, noise_multiplier=0.0, sample_rate=1.0,
+        steps=site.config.run.local_steps, key="",
+    )  # fmt: skip
+
+
+def _ledger(site: Site, delta: float) -> Ledger:
+    train = site.data.train
+    unit = "image" if train.patients is None else "patient"
+    if site.policy.unit == "patient" != unit:
+        raise RefusedError("This site protects patients, but its table does not say which image is whose.")
+    return Ledger.open(
+        site.folder,
+        dataset=dataset_fingerprint(train.images),
+        num_records=num_units(train),
+        unit=unit,
+        delta=delta if site.policy.delta is None else site.policy.delta,
+        ceiling=site.policy.epsilon,
+    )
+
+
 def question_key(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of all that decides the answer: the instructions, and every tensor's name and content.
 
@@ -92,14 +110,17 @@ def question_key(instructions: RoundInstructions, tensors: Mapping[str, np.ndarr
 
 
 def _kept_reply(path: Path, key: str) -> Answer | None:
-    """Return the reply that was kept, if it was to this very question."""
+    """Return the reply that was kept, if it was to this very question and is whole."""
     if not path.is_file():
         return None
-    with safe_open(path, framework="numpy") as file:
-        note = file.metadata()
-        if note["key"] != key:
-            return None
-        return RoundReport.from_json(note["report"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="numpy") as file:
+            note = file.metadata() or {}
+            if note.get("key") != key:
+                return None
+            return RoundReport.from_json(note["report"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError:  # damaged: the round is trained, and paid for, once more
+        return None
 
 
 def _keep_reply(path: Path, key: str, report: RoundReport, weights: Mapping[str, np.ndarray]) -> None:

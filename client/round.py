@@ -27,6 +27,7 @@ from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
 from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
+from jointdiff.ledger_file import LEDGER_FILE
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.sample_grades import PREFIX
@@ -121,6 +122,18 @@ class Site:
             withheld=withheld,
         )
 
+    def check_privacy(self) -> None:
+        """Refuse what is computed from training images without noise, where the site has a ceiling: it is passed.
+
+        Raises:
+            RefusedError: The site's policy has an epsilon, and the run is not private.
+        """
+        if self.policy.epsilon is not None and not self.config.private:
+            raise RefusedError(
+                f"This site has a privacy ceiling (epsilon {self.policy.epsilon:g}), and this run has no differential "
+                "privacy: set target-epsilon."
+            )
+
     def check_counts(self) -> None:
         """Refuse to train on images that are too few to be told: they are the update's weight in the mean.
 
@@ -130,6 +143,7 @@ class Site:
         minimum, train = self.policy.min_cell_count, self.data.train
         if is_small(len(train), minimum):
             raise RefusedError(f"This site has fewer training images than its min-cell-count of {minimum}.")
+        self.check_privacy()
         if self.config.run.weighting == "labels" and is_small(train.num_labelled, minimum):
             raise RefusedError(
                 "weighting=labels asks for a number of labels that this site withholds: it is below its min-cell-count "
@@ -161,11 +175,11 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         from client.private_round import train_privately  # Opacus is slow to load, and few need it
 
         return train_privately(site, tensors)
-    if site.policy.require_dp:
-        raise RefusedError(
-            "This site trains with differential privacy alone (require-dp), and this run has none: set target-epsilon."
-        )
     ask = site.instructions
+    if (site.folder / LEDGER_FILE).is_file():
+        from client.private_round import charge_plain_round
+
+        charge_plain_round(site)
     model = site.model(tensors)
     metrics, new_state = train_round(
         model,
@@ -225,6 +239,7 @@ def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    site.check_privacy()
     folder = site.folder / "explanations" / site.instructions.run_name
     grades, num_graded = explain_site(
         site.model(tensors),

@@ -27,10 +27,9 @@ LOWEST_CELL_COUNT = 3  # below it nothing is hidden: "less than 2" says 1
 class SitePolicy:
     """The limits of one site. The defaults are those of a deployment."""
 
-    epsilon: float | None = None  # ceiling over the site's whole life; None = none
+    epsilon: float | None = None  # ceiling over the site's whole life, so only private runs; None = no ceiling
     delta: float | None = None  # of epsilon; None = none is promised
     unit: str = "image"  # what epsilon protects
-    require_dp: bool = False  # refuse to train without differential privacy
     min_cell_count: int = DEPLOYED_MIN_CELL_COUNT  # statistics on fewer images are withheld; 0 = none are
     server_samples: bool = False  # whether the server may draw samples of a model trained on real scans
 
@@ -122,7 +121,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epsilon": (lambda v: v is None or (_is_number(v) and 0 < v < float("inf")), "a number above 0, or null"),
     "delta": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "unit": (lambda v: v in UNITS, f"one of {', '.join(UNITS)}"),
-    "require-dp": (lambda v: isinstance(v, bool), "true or false"),
     "min-cell-count": (_is_cell_count, f"0, or a whole number of at least {LOWEST_CELL_COUNT}"),
     "server-samples": (lambda v: isinstance(v, bool), "true or false"),
 }

@@ -12,7 +12,7 @@ from jointdiff.storage import write_atomic, write_json
 from jointdiff.views.audit_sections import Privacy, copies, inversion, limits, membership, pictures, strongest
 from jointdiff.views.format import MISSING, duration, number, percent
 from jointdiff.views.images import write_png
-from jointdiff.views.markup import Child, Html, banner, element, facts, page
+from jointdiff.views.markup import Child, Html, banner, element, facts, headline, page
 
 SCHEMA_VERSION = 1
 
@@ -108,14 +108,7 @@ def _headline(audit: Audit) -> Html:
         ("Redrawn from an update", f"{drawn} of {len(clear)}" if clear else MISSING,
          "updates in the clear" if clear else "not measured"),
     ]  # fmt: skip
-    return element(
-        "dl",
-        [
-            element("div", element("dt", name), element("dd", value, element("small", note)))
-            for name, value, note in tiles
-        ],
-        class_="headline",
-    )
+    return headline(tiles)
 
 
 def _facts(audit: Audit, run: AuditFacts, privacy: Privacy | None) -> list[tuple[Child, Child]]:

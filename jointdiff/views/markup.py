@@ -67,6 +67,13 @@ def _attributes(attributes: dict[str, object]) -> str:
     return "".join(parts)
 
 
+def headline(tiles: Iterable[tuple[Child, Child, Child]]) -> Html:
+    """Return the large numbers on top of a page: name, value, and a note below each."""
+    rows = [element("div", element("dt", name), element("dd", value, element("small", note)))
+            for name, value, note in tiles]  # fmt: skip
+    return element("dl", rows, class_="headline")
+
+
 def table(
     header: Iterable[Child], rows: Iterable[Iterable[Child]], *, caption: str = "", numeric_from: int = 1
 ) -> Html:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jointdiff.views import markup
 from jointdiff.views.charts import Series, line_chart
 from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number, percent, words
 from jointdiff.views.labels import METRICS, class_name
@@ -39,14 +40,7 @@ def headline(run: RunData) -> Html | None:
         ("Duration", duration(run.ending.get("duration_s")), f"{len(run.rounds)} rounds evaluated"),
         ("Exchanged", num_bytes(traffic), "both ways, all hospitals"),
     ]  # fmt: skip
-    return element(
-        "dl",
-        [
-            element("div", element("dt", name), element("dd", value, element("small", note)))
-            for name, value, note in tiles
-        ],
-        class_="headline",
-    )
+    return markup.headline(tiles)
 
 
 def _counts(value: Any) -> list[int]:

@@ -145,7 +145,7 @@ def test_a_private_run_may_start_from_public_weights(tiny_run):
     assert all(np.array_equal(ours[n], t.numpy()) for n, t in checkpoints.load(checkpoint).state.items())
 
 
-def test_a_sites_ceiling_and_its_wish_for_privacy_hold(ask, config, tmp_path):
+def test_a_sites_ceiling_holds_and_shuts_out_runs_without_privacy(ask, config, tmp_path):
     site = tmp_path / "site"
     site.mkdir()
     policy = site / "site.yaml"
@@ -153,11 +153,31 @@ def test_a_sites_ceiling_and_its_wish_for_privacy_hold(ask, config, tmp_path):
     with pytest.raises(RefusedError, match="ceiling"):
         client_round.run(ask(), initial_weights(config))
     assert not (site / "ledger.json").exists() or not entries(site), "what was refused is not paid"
-    policy.write_text("privacy:\n  require-dp: true\n  min-cell-count: 0\n")
+    policy.write_text("privacy:\n  epsilon: 9\n  delta: 0.01\n  min-cell-count: 0\n")
     client_round.run(ask(), initial_weights(config))
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, target_epsilon=0.0))
-    with pytest.raises(RefusedError, match="require-dp"):
-        client_round.run(ask(config=plain.to_dict()), initial_weights(config))
+    for kind in (protocol.TRAIN, protocol.HEAD, protocol.EXPLAIN):  # all that is computed from training images
+        with pytest.raises(RefusedError, match="ceiling"):
+            client_round.run(ask(kind, config=plain.to_dict()), initial_weights(config))
+
+
+def test_training_without_noise_after_private_rounds_stands_in_the_ledger(ask, config, tmp_path):
+    client_round.run(ask(), initial_weights(config))
+    plain = dataclasses.replace(config, run=dataclasses.replace(config.run, target_epsilon=0.0))
+    client_round.run(ask(config=plain.to_dict()), initial_weights(config))
+    private, without = entries(tmp_path / "site")
+    assert private["epsilon"] < 10 and (without["noise_multiplier"], without["epsilon"]) == (0.0, None)
+
+
+def test_a_kept_reply_that_is_damaged_is_paid_anew_and_stops_nothing(ask, config, tmp_path):
+    weights = initial_weights(config)
+    client_round.run(ask(), weights)
+    (kept,) = (tmp_path / "site" / "state").rglob("private-reply.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+    client_round.run(ask(), weights)
+    assert len(entries(tmp_path / "site")) == 2
+    client_round.run(ask(), weights)
+    assert len(entries(tmp_path / "site")) == 2, "and kept again"
 
 
 def test_private_and_summed_securely_at_once(tiny_run):

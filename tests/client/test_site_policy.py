@@ -31,7 +31,7 @@ def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
     deployed, simulated = site_policy.policy_of(ask(site_folder="")), site_policy.policy_of(ask())
     assert (deployed.min_cell_count, deployed.server_samples) == (10, False)
     assert (simulated.min_cell_count, simulated.server_samples) == (0, True)
-    assert (deployed.epsilon, deployed.delta, deployed.unit, deployed.require_dp) == (None, None, "image", False)
+    assert (deployed.epsilon, deployed.delta, deployed.unit) == (None, None, "image")
 
 
 def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
@@ -41,9 +41,9 @@ def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
-    write(tmp_path, "privacy:\n  epsilon: 8\n  delta: 1.0e-4\n  require-dp: true\n  min-cell-count: 5\n")
+    write(tmp_path, "privacy:\n  epsilon: 8\n  delta: 1.0e-4\n  min-cell-count: 5\n")
     found = read_policy(tmp_path, simulated=True)
-    assert found == dataclasses.replace(SIMULATED, epsilon=8, delta=1e-4, require_dp=True, min_cell_count=5)
+    assert found == dataclasses.replace(SIMULATED, epsilon=8, delta=1e-4, min_cell_count=5)
     write(tmp_path, "")
     assert read_policy(tmp_path, simulated=True) == SIMULATED
 
@@ -62,7 +62,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
         ("privacy:\n  epsilon: 1\n", "no delta"),
         ("privacy:\n  delta: 1.0\n", "between 0 and 1"),
         ("privacy:\n  unit: patient\n", "one of image"),
-        ("privacy:\n  require-dp: 'no'\n", "true or false"),
+        ("privacy:\n  server-samples: 'no'\n", "true or false"),
         ("privacy:\n  server-samples: 1\n", "true or false"),
         ("data:\n  kind: folder\n", "Unknown section 'data'"),
         ("privacy: [1]\n", "must be a mapping"),
