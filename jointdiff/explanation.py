@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from jointdiff.config import Config
-from jointdiff.counterfactual import default_targets, explain
+from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets, typical_margins
 from jointdiff.data import HospitalData, ImageSet
 from jointdiff.evaluation import predict
 from jointdiff.grading import grade
@@ -20,6 +20,7 @@ from jointdiff.schedule import SCHEDULES
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
 BATCH_SIZE = 64  # scans edited at a time
+MAX_REFERENCES = 400  # scans that say how sure the model typically is
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ def explain_site(
         The grades, scalars that may leave the site, and the number of scans behind them.
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
-    found = explain_scans(model, scans, config, device=device)
+    others = data.test.select(np.arange(min(len(data.test), MAX_REFERENCES)))
+    found = explain_scans(model, scans, config, device=device, references=references(model, others, device=device))
     referee = simulation_referee(config, device)
     grades = grade(
         scans.images,
@@ -83,16 +85,44 @@ def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
     return test.select(np.sort(drawn))
 
 
-def explain_scans(model: JointModel, scans: ImageSet, config: Config, *, device: torch.device) -> Explanations:
-    """Search the edit of each scan towards its nearest other decision."""
+def references(model: JointModel, scans: ImageSet, *, device: torch.device) -> torch.Tensor:
+    """Return how sure the model typically is of each decision on these scans; their labels are not looked at."""
+    return typical_margins(torch.from_numpy(predict(model, scans.images, device=device)))
+
+
+def explain_scans(
+    model: JointModel,
+    scans: ImageSet,
+    config: Config,
+    *,
+    device: torch.device,
+    targets: np.ndarray | None = None,
+    references: torch.Tensor | None = None,
+    method: str = DEFAULT_METHOD,
+) -> Explanations:
+    """Search the edit of each scan towards a target.
+
+    Args:
+        targets: int64 [N], classes, or labels to turn over; None: the nearest other decision of each.
+        references: As `references` returns them; None: a fixed confidence is wanted.
+        method: One of counterfactual.METHODS.
+    """
     alpha_bar = SCHEDULES[config.training.schedule](config.training.num_timesteps).to(device)
     before = predict(model, scans.images, device=device)
-    targets = default_targets(torch.from_numpy(before), task=config.model.task)
+    aims = default_targets(torch.from_numpy(before), task=config.model.task)
+    if targets is not None:
+        aims = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     edited, found, seconds = [], [], 0.0
     for start in range(0, len(scans), BATCH_SIZE):
         images = to_network(scans.images[start : start + BATCH_SIZE], device)
-        aims = targets[start : start + BATCH_SIZE].to(device)
-        part = explain(model, images, aims, alpha_bar, prediction=config.training.prediction)
+        part = METHODS[method](
+            model,
+            images,
+            aims[start : start + BATCH_SIZE].to(device),
+            alpha_bar,
+            prediction=config.training.prediction,
+            references=references,
+        )
         edited.append(to_uint8(part.images))
         found.append(part.found.cpu().numpy())
         seconds += part.seconds_per_image * len(images)
@@ -100,7 +130,7 @@ def explain_scans(model: JointModel, scans: ImageSet, config: Config, *, device:
     return Explanations(
         scans=scans,
         edited=shown,
-        targets=targets.numpy(),
+        targets=aims.numpy(),
         probs_before=before,
         probs_after=predict(model, shown, device=device),
         found=np.concatenate(found),

@@ -66,6 +66,80 @@ def guide_input(
     return guided
 
 
+def guide_to_margin(
+    denoise: Denoiser,
+    margin: LogProb,
+    wanted: torch.Tensor,
+    *,
+    max_step: float,
+    originals: torch.Tensor,
+    l1: float = 0.0,
+    region: torch.Tensor | None = None,
+) -> Denoiser:
+    """Guide on the input, just far enough: the estimate of x_0 takes a Newton step towards the wanted margin.
+
+    x_0 <- x_0 + (wanted - m) / |grad m|^2 * grad m, nothing where m >= wanted: the step of DeepFool (Moosavi-Dezfooli
+    et al. 2016), taken at every denoising step, so that no scale has to be searched and guidance stops by itself.
+
+    Args:
+        margin: Maps x_0 [B,C,H,W] to log p / (1 - p) of what is wanted: [B].
+        wanted: Margin to reach: [B].
+        max_step: Largest root mean square of one step, in the units of images.
+        l1: Soft threshold of the edit x_0 - originals after each step, in the units of images: the proximal step of an
+            L1 term; 0 disables.
+        originals: [B,C,H,W].
+        region: Soft mask in [0,1], [B,1,H,W]: the estimate differs from the originals inside it alone (as in RePaint,
+            Lugmayr et al. 2022). None: the whole image.
+    """
+
+    def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        x0 = denoise(x, t)
+        if region is not None:
+            x0 = originals + region * (x0 - originals)
+        with torch.enable_grad():
+            leaf = x0.detach().requires_grad_(True)
+            value = margin(leaf)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf)
+        if region is not None:
+            gradient = region * gradient
+        squared = gradient.flatten(1).square()
+        length = (wanted - value.detach()).clamp(min=0) / squared.sum(dim=1).clamp(min=1e-12)
+        longest = max_step / squared.mean(dim=1).sqrt().clamp(min=1e-12)
+        x0 = x0 + length.minimum(longest).view(-1, 1, 1, 1) * gradient
+        if l1:
+            edit = x0 - originals
+            x0 = originals + edit.sign() * (edit.abs() - l1).clamp(min=0)
+        return x0.clamp(-1, 1)
+
+    return guided
+
+
+def guide_through_denoiser(
+    model: JointModel, alpha_bar: torch.Tensor, log_prob: Callable[[torch.Tensor], torch.Tensor], *, scale: float,
+    prediction: str,
+) -> Denoiser:  # fmt: skip
+    """Guide on the input, through the denoiser, as the authors' code does.
+
+    eps <- eps - scale sqrt(1-a) grad_{x_t} log p.
+
+    There, the classifier looks at the estimate of x_0, and is told the timestep t, although it was trained at 0.
+
+    Args:
+        log_prob: Maps logits [B,K] to the objective of each record [B].
+    """
+
+    def denoise(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_(True)
+            x0 = to_x0(model.denoise(leaf, t), leaf, t, alpha_bar, prediction=prediction)
+            (gradient,) = torch.autograd.grad(log_prob(model.head(model.features(x0, t))).sum(), leaf)
+        a = alpha_bar[t].view(-1, 1, 1, 1)
+        # eps moves by -scale sqrt(1-a) gradient, and x_0 = (x - sqrt(1-a) eps) / sqrt(a)
+        return (x0.detach() + scale * (1 - a) / a.sqrt() * gradient).clamp(-1, 1)
+
+    return denoise
+
+
 def guided_representations(
     model: JointModel,
     alpha_bar: torch.Tensor,

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
-from jointdiff.counterfactual import CounterfactualSettings, default_targets, explain, smallest_region
+from jointdiff.counterfactual import (
+    DEFAULT_METHOD,
+    METHODS,
+    MIN_TYPICAL,
+    CounterfactualSettings,
+    default_targets,
+    explain,
+    typical_margins,
+)
 from jointdiff.data import hospital_data
 from jointdiff.head import head_statistics, solve_head
 from jointdiff.model import JointModel, to_network
@@ -67,14 +75,12 @@ def test_the_edit_makes_the_model_decide_for_the_target(bright_or_dark):
     assert result.images.abs().max() <= 1 + 1e-5 and result.seconds_per_image > 0
 
 
-def test_an_image_that_is_there_already_is_hardly_touched(bright_or_dark):
+def test_an_image_that_is_there_already_is_not_touched(bright_or_dark):
     model, images = bright_or_dark
-    probs = model.probabilities(model.classify(images)).detach()
-    sure = images[probs.max(dim=1).values > 0.9][:8]
-    own = model.classify(sure).argmax(dim=1)
-    stay, leave = edit(model, sure, own), edit(model, sure, 1 - own)
-    assert len(sure) == 8 and bool(stay.found.all())
-    assert (stay.images - sure).abs().mean() < 0.1 * (leave.images - sure).abs().mean()
+    own = model.classify(images[:8]).argmax(dim=1)
+    stay, leave = edit(model, images[:8], own), edit(model, images[:8], 1 - own)
+    assert bool(stay.found.all()) and torch.equal(stay.images, images[:8])
+    assert bool((leave.images != images[:8]).flatten(1).any(dim=1).all())
 
 
 def test_the_same_images_give_the_same_edits_and_leave_the_model_alone(bright_or_dark):
@@ -90,11 +96,68 @@ def test_the_same_images_give_the_same_edits_and_leave_the_model_alone(bright_or
     assert all(p.grad is None for p in model.parameters())
 
 
-def test_no_strength_that_convinces_is_no_explanation(bright_or_dark):
+@pytest.mark.parametrize("method", ["authors", "tweedie", "inversion"])
+def test_every_method_raises_the_targets_probability(bright_or_dark, method):
+    model, images = bright_or_dark
+    images = images[:6]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    result = METHODS[method](model, images, targets, ALPHA_BAR, prediction="v")
+    rows = torch.arange(len(images))
+    assert bool((result.probs_after[rows, targets] > result.probs_before[rows, targets] + 0.1).all())
+
+
+def test_inversion_keeps_more_of_the_scan_than_noise_does(bright_or_dark):
+    model, images = bright_or_dark
+    targets = 1 - model.classify(images[:8]).argmax(dim=1)
+    edits = {m: METHODS[m](model, images[:8], targets, ALPHA_BAR, prediction="v").images for m in METHODS}
+    change = {m: (e - images[:8]).abs().mean().item() for m, e in edits.items()}
+    assert change["inversion"] < 0.7 * change["tweedie"]
+    assert change["inversion"] < 0.7 * change["authors"]
+    assert torch.equal(explain(model, images[:8], targets, ALPHA_BAR, prediction="v").images, edits[DEFAULT_METHOD])
+
+
+def test_an_l1_term_makes_the_edit_smaller(bright_or_dark):
+    model, images = bright_or_dark
+    targets = 1 - model.classify(images[:8]).argmax(dim=1)
+    free, held = (
+        METHODS["inversion"](
+            model, images[:8], targets, ALPHA_BAR, prediction="v", settings=CounterfactualSettings(l1=l1)
+        ).images
+        for l1 in (0.0, 0.1)
+    )
+    assert (held - images[:8]).abs().mean() < 0.8 * (free - images[:8]).abs().mean()
+
+
+def test_what_cannot_be_turned_over_is_no_explanation(bright_or_dark):
+    """With guided steps of no length only the draw of a region can change the decision."""
     model, images = bright_or_dark
     targets = 1 - model.classify(images[:4]).argmax(dim=1)
-    result = edit(model, images[:4], targets, scales=(0.0,))
-    assert not result.found.any() and bool(result.probs_after.isfinite().all())
+    result = edit(model, images[:4], targets, max_step=0.0)
+    assert not result.found.all() and bool(result.probs_after.isfinite().all())
+    assert torch.equal(result.found, result.probs_after.argmax(dim=1) == targets)
+
+
+def test_an_edit_goes_as_far_as_typical_scans_of_its_target_and_no_further(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    rows = torch.arange(len(images))
+    unsure, sure = (
+        explain(
+            model, images, targets, ALPHA_BAR, prediction="v", references=torch.full((2, 2), goal)
+        ).probs_after[rows, targets]
+        for goal in (0.7, 4.0)
+    )  # fmt: skip
+    assert bool((sure > unsure).all()) and unsure.mean() < 0.85 < sure.mean()
+
+
+def test_typical_margins_are_those_of_the_models_own_decisions():
+    sure, unsure = torch.tensor([[0.1, 0.9]]), torch.tensor([[0.6, 0.4]])
+    few = typical_margins(torch.cat([sure.repeat(MIN_TYPICAL, 1), unsure.repeat(MIN_TYPICAL - 1, 1)]))
+    assert few[1, 1].item() == pytest.approx(np.log(9), rel=1e-4) and few[0].isnan().all() and few[1, 0].isnan()
+    labels = typical_margins(torch.tensor([[0.9, 0.2]]).repeat(MIN_TYPICAL, 1))
+    assert labels[0, 1].item() == pytest.approx(np.log(9), rel=1e-4)
+    assert labels[1, 0].item() == pytest.approx(np.log(4), rel=1e-4) and labels[1, 1].isnan()
 
 
 def test_a_label_is_turned_over_in_either_direction(tmp_path):
@@ -118,45 +181,3 @@ def test_a_label_is_turned_over_in_either_direction(tmp_path):
 def test_the_default_target_is_the_nearest_other_decision():
     assert default_targets(torch.tensor([[0.9, 0.45, 0.1], [0.3, 0.98, 0.99]]), task="multi-label").tolist() == [1, 0]
     assert default_targets(torch.tensor([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1]]), task="multi-class").tolist() == [2, 0]
-
-
-BLOB = (slice(None), slice(None), slice(4, 8), slice(4, 8))
-
-
-def blob_log_prob(x):
-    """The classifier looks at a 4 x 4 blob alone: p = its mean."""
-    return x[BLOB].mean(dim=(1, 2, 3)).clamp(min=1e-6).log()
-
-
-def blob_edit():
-    """Return black images and edits: white at the blob, faint everywhere."""
-    images = torch.zeros(3, 1, 16, 16)
-    edited = images + 0.05
-    edited[BLOB] = 1.0
-    return images, edited
-
-
-def test_the_smallest_region_convinces_and_nothing_outside_it_changes():
-    images, edited = blob_edit()
-    result = smallest_region(images, edited, blob_log_prob, confidence=0.75, shares=(0.02, 0.1, 0.15, 0.25, 0.5))
-    assert bool((blob_log_prob(result).exp() >= 0.75).all())
-    outside = torch.ones_like(images, dtype=torch.bool)
-    outside[:, :, 1:11, 1:11] = False  # the blob, the smoothing of the change, and the soft edge
-    assert torch.equal(result[outside], images[outside])
-    assert not torch.equal(edited[outside], images[outside])
-
-
-def test_the_first_share_that_convinces_is_taken():
-    images, edited = blob_edit()
-    small, large = (
-        smallest_region(images, edited, blob_log_prob, confidence=c, shares=(0.03, 0.1, 0.25)) for c in (0.2, 0.9)
-    )
-    assert 0 < (small != images).sum() < (large != images).sum() < images.numel()
-
-
-def test_an_edit_that_never_convinced_is_returned_whole():
-    images, edited = blob_edit()
-    edited[1][BLOB[1:]] = 0.3
-    result = smallest_region(images, edited, blob_log_prob, confidence=0.75, shares=(0.1, 0.25))
-    assert torch.equal(result[1], edited[1])
-    assert not torch.equal(result[0], edited[0])
