@@ -10,12 +10,12 @@ from pathlib import Path
 
 import torch
 
-from jointdiff import checkpoint, storage
+from jointdiff import checkpoint, ledger, storage
 from jointdiff.attacks.audit import NOISE_MULTIPLIER, audit
 from jointdiff.checkpoint import Checkpoint
 from jointdiff.config import Config
 from jointdiff.data import hospital_data
-from jointdiff.errors import CheckpointError, ConfigError, RunError
+from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.model import JointModel
 from jointdiff.training import select_device
 from jointdiff.views.audit_page import AuditFacts, write_audit
@@ -46,7 +46,7 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
         ConfigError: A number out of its range.
         CheckpointError: There is no such run or checkpoint, or it is damaged.
         DataError: The site's data are not there.
-        RunError: The ledger is damaged.
+        RefusedError: The ledger is not in order.
     """
     began = time.perf_counter()
     path = find_checkpoint(request.source)
@@ -64,7 +64,7 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
     found = audit(
         _model(loaded, device), config, data, hospital_index=index, device=device,
         num_references=request.num_references, num_inversions=request.num_inversions,
-        noise_multiplier=_noise_multiplier(config), progress=progress,
+        noise_multiplier=_noise_multiplier(folder, config.run.run_name), progress=progress,
     )  # fmt: skip
     facts = AuditFacts(
         run_name=name, dataset=data.info.name, real=data.info.real, round_number=loaded.round_number,
@@ -105,19 +105,15 @@ def site_folder(request: Request, path: Path, config: Config) -> Path:
 
 
 def read_privacy(folder: Path) -> Privacy | None:
-    """Return what the site's ledger says was spent, None where it has none.
+    """Return what the site's ledger says was spent; None where it has none, or no finite epsilon.
 
     Raises:
-        RunError: The ledger cannot be read: a page that shows no epsilon would be wrong.
+        RefusedError: The ledger is not in order: a page that shows no epsilon would be wrong.
     """
-    path = folder / "ledger.json"
-    if not path.exists():
+    found = ledger.summary(folder)
+    if found is None or not found["entries"] or found["epsilon"] is None:
         return None
-    ledger = storage.read_json(path)
-    try:
-        return Privacy(epsilon=float(ledger["epsilon"]), delta=float(ledger["delta"]))
-    except (KeyError, TypeError, ValueError):
-        raise RunError(f"The ledger {path} says no epsilon and delta: it is damaged, or no ledger.") from None
+    return Privacy(epsilon=float(found["epsilon"]), delta=float(found["delta"]))
 
 
 def _check(request: Request, config: Config) -> None:
@@ -132,9 +128,11 @@ def _check(request: Request, config: Config) -> None:
         raise ConfigError(f"--inversions must be 0 or more, not {request.num_inversions}.")
 
 
-def _noise_multiplier(config: Config) -> float:
-    """Return the run's own noise multiplier, else the one that is shown for comparison."""
-    return float(config.to_dict()["run"].get("noise-multiplier") or NOISE_MULTIPLIER)
+def _noise_multiplier(folder: Path, run_name: str) -> float:
+    """Return the noise multiplier of the run's last private round here, else the one that is shown for comparison."""
+    found = ledger.summary(folder)
+    used = [e["noise_multiplier"] for e in (found["entries"] if found else ()) if e["run"] == run_name]
+    return float(used[-1] if used and used[-1] else NOISE_MULTIPLIER)
 
 
 def _model(loaded: Checkpoint, device: torch.device) -> JointModel:

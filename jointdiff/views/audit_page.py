@@ -112,7 +112,7 @@ def _headline(audit: Audit) -> Html:
 
 
 def _facts(audit: Audit, run: AuditFacts, privacy: Privacy | None) -> list[tuple[Child, Child]]:
-    spent = f"ε {number(privacy.epsilon, 2)} at δ {privacy.delta:g}" if privacy else "none: no ledger here"
+    spent = f"ε {number(privacy.epsilon, 2)} at δ {privacy.delta:g}" if privacy else "none: no finite ε here"
     return [
         ("Run", f"{run.run_name}, {run.method}, after round {run.round_number}"),
         ("Images trained on (members)", number(audit.num_train)),
