@@ -1,4 +1,4 @@
-"""`jointdiff-client dashboard | ledger | egress | audit`: what people at a site type."""
+"""`jointdiff-client dashboard | ledger | egress | explain | audit`: what people at a site type."""
 
 from __future__ import annotations
 
@@ -33,7 +33,24 @@ def _parser() -> argparse.ArgumentParser:
     ledger = commands.add_parser("ledger", help="verify and print what was spent of privacy, and what is left")
     ledger.add_argument("--json", action="store_true", help="print JSON, with the whole hashes")
     ledger.set_defaults(command=_ledger)
-    for command in (dashboard, ledger, egress):
+    explain = commands.add_parser("explain", help="what would have to change in a scan for another decision: a page")
+    explain.add_argument("checkpoint", help="a run's checkpoints/best.safetensors or last.safetensors")
+    explain.add_argument(
+        "--image", nargs="+", required=True, metavar="PATH",
+        help="the scan: an image file, a folder of them, or an npz file with an array `images`; of the size, depth and "
+        "channels that the model sees",
+    )  # fmt: skip
+    explain.add_argument(
+        "--target", default="", metavar="CLASS",
+        help="name or number of the wanted class, or of the finding to turn over (default: the nearest other decision)",
+    )  # fmt: skip
+    explain.add_argument(
+        "--output", "-o", default="", metavar="FOLDER",
+        help="of the page, new or empty (default: explanations/<run>-scans-<N>/ in the site's folder)",
+    )  # fmt: skip
+    explain.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
+    explain.set_defaults(command=_explain)
+    for command in (dashboard, ledger, egress, explain):
         command.add_argument(
             "--site-folder", default="", metavar="PATH",
             help="the site's own folder, in a simulation HOME/runs/<run>/sites/<hospital> (default: the home)",
@@ -101,6 +118,16 @@ def _egress(options: argparse.Namespace) -> int:
     else:
         print("\n".join(line for run in found for line in egress_record.lines(run, explain=options.explain)))
     return RunError.exit_code if any(run.problems for run in found) else 0
+
+
+def _explain(options: argparse.Namespace) -> None:
+    from client.explain import Request, explain_own
+
+    request = Request(
+        options.checkpoint, options.image, options.target, options.output, options.site_folder, options.device
+    )
+    page = explain_own(request, say=print)
+    print(f"Explanations, for this site alone: {page}")
 
 
 def _site_folder(options: argparse.Namespace) -> Path:

@@ -239,6 +239,8 @@ def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    if not site.policy.render_explanations:  # the server asks for no minimum of answers here: a refusal stops no run
+        raise RefusedError("The policy of this site renders no explanations at the end of a run.")
     site.check_privacy()
     folder = site.folder / "explanations" / site.instructions.run_name
     grades, num_graded = explain_site(
@@ -250,12 +252,16 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         folder=folder,
     )
     minimum, report = site.policy.min_cell_count, site.report(site.data.test)
+    report = replace(report, num_images=shown(num_graded, minimum))
+    withheld = set(report.withheld) - {"num_images"} | ({"num_images"} if is_small(num_graded, minimum) else set())
+    if site.policy.explanations_report == "none":
+        return replace(report, num_labels=0, withheld=sorted(withheld | {"grades", "num_labels"})), {}
     if site.config.private:  # the referee and the realism of samples are computed from training images: they stay here
         grades = {k: v for k, v in grades.items() if "referee" not in k and not k.startswith(PREFIX)}
     counts = class_counts(site.data.hidden_labels, site.config.model.num_outputs)
     told = grades_without_small(grades, minimum, counts, PREFIX)
-    withheld = [*report.withheld, *(["grades"] if told.keys() != grades.keys() else [])]
-    return replace(report, num_images=shown(num_graded, minimum), metrics=told, withheld=withheld), {}
+    withheld |= {"grades"} if told.keys() != grades.keys() else set()
+    return replace(report, metrics=told, withheld=sorted(withheld)), {}
 
 
 _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {

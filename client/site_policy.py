@@ -1,13 +1,13 @@
 """What a site allows: its own `site.yaml`, strict, in the site's own folder. It can only tighten what the server asks.
 
-In a deployment it lies in the site's home, in a simulation in the hospital's folder, if it is there at all. Sections
-other than `privacy` are refused: a new one is a line in _SECTIONS.
+In a deployment it lies in the site's home, in a simulation in the hospital's folder, if it is there at all. An unknown
+section is refused: a new one is a line in _SECTIONS, with its keys in a table of their own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ POLICY_FILE = "site.yaml"
 UNITS = ("image",)
 DEPLOYED_MIN_CELL_COUNT = 10
 LOWEST_CELL_COUNT = 3  # below it nothing is hidden: "less than 2" says 1
+REPORTS = ("grades", "none")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,9 @@ class SitePolicy:
     unit: str = "image"  # what epsilon protects
     min_cell_count: int = DEPLOYED_MIN_CELL_COUNT  # statistics on fewer images are withheld; 0 = none are
     server_samples: bool = False  # whether the server may draw samples of a model trained on real scans
+    render_explanations: bool = True  # whether a run's end renders the site's gallery
+    explanations_report: str = "grades"  # what of it may leave: grades with their counts | none
+    show_names: bool = False  # whether a page of scans given by hand shows their file names
 
 
 SIMULATED = SitePolicy(min_cell_count=0, server_samples=True)
@@ -90,22 +94,40 @@ def read_policy(folder: Path, *, simulated: bool) -> SitePolicy:
 
 
 def _privacy(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
-    known = {f.name.replace("_", "-"): f.name for f in fields(SitePolicy)}
-    changes = {}
-    for key, value in values.items():
-        if key not in known:
-            raise ConfigError(f"Unknown key '{key}' under privacy in {where}: {nearest(str(key), known)}")
-        allowed, wanted = _RULES[key]
-        if not allowed(value):
-            raise ConfigError(f"{key} under privacy in {where} must be {wanted}, not {value!r}.")
-        changes[known[key]] = value
-    policy = replace(policy, **changes)
+    policy = _changed(policy, "privacy", _PRIVACY, values, where)
     if policy.epsilon is not None and policy.delta is None:
         raise ConfigError(
             f"privacy in {where} has an epsilon but no delta: a ceiling needs both. Take a delta below 1 / number of "
             "images, such as 1e-5."
         )
     return policy
+
+
+def _explanations(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
+    return _changed(policy, "explanations", _EXPLANATIONS, values, where)
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """One key of site.yaml."""
+
+    field: str  # of SitePolicy
+    allowed: Callable[[Any], bool]
+    wanted: str  # the same in words
+
+
+def _changed(
+    policy: SitePolicy, section: str, rules: Mapping[str, _Rule], values: Mapping[str, Any], where: str
+) -> SitePolicy:
+    """Return the policy with one section's values, each held against its rule."""
+    changes = {}
+    for key, value in values.items():
+        if key not in rules:
+            raise ConfigError(f"Unknown key '{key}' under {section} in {where}: {nearest(str(key), rules)}")
+        if not rules[key].allowed(value):
+            raise ConfigError(f"{key} under {section} in {where} must be {rules[key].wanted}, not {value!r}.")
+        changes[rules[key].field] = value
+    return replace(policy, **changes)
 
 
 def _is_number(value: Any) -> bool:
@@ -116,15 +138,30 @@ def _is_cell_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and (value == 0 or value >= LOWEST_CELL_COUNT)
 
 
-# key: what its value must fulfil, and the same in words
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "epsilon": (lambda v: v is None or (_is_number(v) and 0 < v < float("inf")), "a number above 0, or null"),
-    "delta": (lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
-    "unit": (lambda v: v in UNITS, f"one of {', '.join(UNITS)}"),
-    "min-cell-count": (_is_cell_count, f"0, or a whole number of at least {LOWEST_CELL_COUNT}"),
-    "server-samples": (lambda v: isinstance(v, bool), "true or false"),
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+_PRIVACY = {
+    "epsilon": _Rule(
+        "epsilon", lambda v: v is None or (_is_number(v) and 0 < v < float("inf")), "a number above 0, or null"
+    ),
+    "delta": _Rule("delta", lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
+    "unit": _Rule("unit", lambda v: v in UNITS, f"one of {', '.join(UNITS)}"),
+    "min-cell-count": _Rule(
+        "min_cell_count", _is_cell_count, f"0, or a whole number of at least {LOWEST_CELL_COUNT}"
+    ),
+    "server-samples": _Rule("server_samples", _is_bool, "true or false"),
+}  # fmt: skip
+_EXPLANATIONS = {
+    "render": _Rule("render_explanations", _is_bool, "true or false"),
+    "report": _Rule("explanations_report", lambda v: v in REPORTS, f"one of {', '.join(REPORTS)}"),
+    "show-names": _Rule("show_names", _is_bool, "true or false"),
 }
-_SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {"privacy": _privacy}
+_SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
+    "privacy": _privacy,
+    "explanations": _explanations,
+}
 
 
 def _mapping(value: Any, what: str) -> Mapping[Any, Any]:

@@ -1,4 +1,4 @@
-"""`jointdiff train | evaluate | predict | sample | explain`: one site without a federation."""
+"""`jointdiff train | evaluate | predict | sample | prototypes | explain`: one site without a federation."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 
 from jointdiff.command_line import exit_code_of
 from jointdiff.config import Config, RunConfig, parse_run_config, to_mapping
-from jointdiff.errors import CheckpointError, ConfigError, JointDiffError
+from jointdiff.errors import ConfigError
 from jointdiff.overrides import absolute_paths, parse_overrides
 from jointdiff.storage import writable, write_atomic
 
 if TYPE_CHECKING:  # torch takes seconds to import: a typo must not wait for it
-    import torch
-
-    from jointdiff.model import JointModel
+    from jointdiff.trained import Trained
 
 _KEYS = "run-config keys as KEY=VALUE (simulations/3_hospitals/README.md describes them)"
 
@@ -70,9 +68,32 @@ def _parser() -> argparse.ArgumentParser:
     sample.add_argument("--output", "-o", default="samples.png", help="PNG file (default: samples.png)")
     sample.set_defaults(command=_sample)
 
-    explain = commands.add_parser("explain", help="counterfactuals of test scans: a gallery with grades")
+    prototypes = commands.add_parser("prototypes", help="draw the most typical images of each class, a PNG per class")
+    _with_checkpoint(prototypes)
+    prototypes.add_argument("--per-class", type=int, default=4, help="images to keep per class (default: 4)")
+    prototypes.add_argument("--candidates", type=int, default=32, help="images to draw per class (default: 32)")
+    prototypes.add_argument("--seed", type=int, default=0)
+    prototypes.add_argument("--output", "-o", default="prototypes", help="folder of the PNGs (default: prototypes)")
+    prototypes.set_defaults(command=_prototypes)
+
+    explain = commands.add_parser("explain", help="counterfactuals of test scans, or of your own: a gallery")
     _with_checkpoint(explain)
     explain.add_argument("--hospital", type=int, default=1, help="whose test scans (default: 1)")
+    explain.add_argument("--num-scans", type=int, metavar="N", help="how many of them (default: the key explain)")
+    explain.add_argument(
+        "--method", default="", metavar="NAME",
+        help="with --image: how edits are searched, a name of METHODS in jointdiff/counterfactual.py (default: "
+        "DEFAULT_METHOD there)",
+    )  # fmt: skip
+    explain.add_argument(
+        "--image", nargs="+", default=[], metavar="PATH",
+        help="explain these in place of test scans: image files, folders of them, or npz files with an array `images`",
+    )  # fmt: skip
+    explain.add_argument(
+        "--target", default="", metavar="CLASS",
+        help="with --image: name or number of the wanted class, or of the finding to turn over (default: the nearest "
+        "other decision)",
+    )  # fmt: skip
     explain.add_argument("--output", "-o", default="explanations", help="folder of the gallery (default: explanations)")
     explain.add_argument("keys", nargs="*", metavar="KEY=VALUE", help=_KEYS + "; default: the checkpoint's own")
     explain.set_defaults(command=_explain)
@@ -94,25 +115,10 @@ def _train(options: argparse.Namespace) -> None:
         train_alone(run, hospital=options.hospital - 1, callback=progress)
 
 
-def _open(options: argparse.Namespace) -> tuple[JointModel, Config, torch.device]:
-    from jointdiff import checkpoint
-    from jointdiff.model import JointModel
-    from jointdiff.training import select_device
+def _open(options: argparse.Namespace) -> Trained:
+    from jointdiff.trained import open_trained
 
-    device = select_device(parse_run_config({"device": options.device}).device)
-    loaded = checkpoint.load(options.checkpoint)
-    model = JointModel(loaded.config.model)
-    checkpoint.load_into(model, options.checkpoint)
-    return model.to(device).eval(), loaded.config, device
-
-
-def _check_denoises(config: Config) -> None:
-    """Refuse to draw or edit with a network that was never trained to denoise: the pictures would mean nothing."""
-    if not config.training.diffusion_weight:
-        raise CheckpointError(
-            f"The checkpoint was trained without the denoising loss (method {config.run.method}), so it can neither "
-            "draw nor edit scans: take one of method joint or two-stage."
-        )
+    return open_trained(options.checkpoint, device=options.device)
 
 
 def _with_keys(config: Config, texts: Sequence[str]) -> Config:
@@ -134,8 +140,8 @@ def _with_keys(config: Config, texts: Sequence[str]) -> Config:
 def _evaluate(options: argparse.Namespace) -> None:
     from jointdiff.standalone import evaluate_checkpoint
 
-    model, config, device = _open(options)
-    metrics = evaluate_checkpoint(model, _with_keys(config, options.keys), device)
+    trained = _open(options)
+    metrics = evaluate_checkpoint(trained.model, _with_keys(trained.config, options.keys), trained.device)
     if options.json:
         print(json.dumps(metrics, indent=2))
         return
@@ -144,26 +150,16 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from jointdiff.data import dataset_info
     from jointdiff.evaluation import predict
     from jointdiff.scans import read_scans
 
     output = None if options.output == "-" else writable(options.output)
-    model, config, device = _open(options)
-    names, scans = read_scans(options.scans, config.model)
-    probs = predict(model, scans, device=device)
-    try:
-        info = dataset_info(config.run.dataset, data_root=config.run.data_root, image_size=config.model.image_size)
-        classes = list(info.class_names)
-    except JointDiffError:  # the data the model was trained on need not be here
-        classes = [f"class {k}" for k in range(probs.shape[1])]
-    rows = [["scan", *(f"p({name})" for name in classes), "decision"]]
+    trained = _open(options)
+    names, scans = read_scans(options.scans, trained.config.model)
+    probs = predict(trained.model, scans, device=trained.device)
+    rows = [["scan", *(f"p({name})" for name in trained.class_names), "decision"]]
     for name, row in zip(names, probs, strict=True):
-        if config.model.task == "multi-class":
-            decision = classes[int(row.argmax())]
-        else:
-            decision = "; ".join(c for c, p in zip(classes, row, strict=True) if p > 0.5) or "none"
-        rows.append([name, *(f"{p:.6f}" for p in row), decision])
+        rows.append([name, *(f"{p:.6f}" for p in row), trained.decision(row)])
     text = io.StringIO()
     csv.writer(text).writerows(rows)
     if output is None:
@@ -182,31 +178,103 @@ def _sample(options: argparse.Namespace) -> None:
     if options.per_class < 1:
         raise ConfigError(f"--per-class must be at least 1, not {options.per_class}.")
     output = writable(options.output)
-    model, config, device = _open(options)
-    _check_denoises(config)
-    targets = np.repeat(np.arange(config.model.num_outputs), options.per_class)
+    trained = _open(options)
+    trained.check_denoises()
+    targets = np.repeat(np.arange(trained.config.model.num_outputs), options.per_class)
     generator = torch.Generator().manual_seed(options.seed)
-    images = guided_samples(model, config, targets, device=device, generator=generator)
+    images = guided_samples(trained.model, trained.config, targets, device=trained.device, generator=generator)
     path = write_png(output, grid(images, columns=options.per_class))
     print(f"{len(images)} samples, one row per class: {path}")
 
 
+def _prototypes(options: argparse.Namespace) -> None:
+    from jointdiff.prototypes import draw_prototypes
+    from jointdiff.views.images import enlarge, grid, write_png
+
+    if options.per_class < 1:
+        raise ConfigError(f"--per-class must be at least 1, not {options.per_class}.")
+    if options.candidates < options.per_class:
+        raise ConfigError(
+            f"--candidates must be at least --per-class ({options.per_class}), not {options.candidates}: prototypes "
+            "are chosen among them."
+        )
+    folder = writable(Path(options.output, "class-0.png")).parent
+    trained = _open(options)
+    trained.check_denoises()
+    names = trained.class_names
+    for target in range(len(names)):
+        trained.check_classifies(target)
+    drawn = [
+        draw_prototypes(
+            trained.model, trained.config, target, per_class=options.per_class, num_candidates=options.candidates,
+            seed=options.seed, device=trained.device,
+        )
+        for target in range(len(names))
+    ]  # fmt: skip
+    for target, (name, found) in enumerate(zip(names, drawn, strict=True)):
+        said = f"'{name}': the model gives it {found.num_decided} of {found.num_candidates} drawn images"
+        if not len(found.images):
+            (folder / f"class-{target}.png").unlink(missing_ok=True)  # of an earlier call: it would pass for this one's
+            print(f"{said}, so there is no prototype.")
+            continue
+        path = write_png(folder / f"class-{target}.png", grid([enlarge(i, 4) for i in found.images], columns=10**6))
+        low, high = found.probs.min(), found.probs.max()
+        print(f"{said}; the {len(found.images)} most typical (probability {low:.2f} to {high:.2f}): {path}")
+    print(
+        "Prototypes are drawings, not patients. One may resemble a scan that the model was trained on: keep them here."
+    )
+
+
 def _explain(options: argparse.Namespace) -> None:
+    folder = writable(Path(options.output, "index.html")).parent
+    if not options.image and options.target:
+        raise ConfigError("--target names a class for scans of your own: name them with --image.")
+    trained = _open(options)
+    trained.check_denoises()
+    if options.image:
+        _explain_own(options, trained, folder)
+    else:
+        _explain_test(options, trained, folder)
+
+
+def _explain_own(options: argparse.Namespace, trained: Trained, folder: Path) -> None:
+    from jointdiff.counterfactual import DEFAULT_METHOD
+    from jointdiff.scan_explanation import explain_own_scans, new_folder, write_page
+
+    if options.keys or options.num_scans is not None:
+        raise ConfigError("--image explains these scans, so run-config keys and --num-scans mean nothing: leave them.")
+    new_folder(folder)
+    method = options.method or DEFAULT_METHOD
+    explained = explain_own_scans(trained, options.image, target=options.target, method=method)
+    page = write_page(folder, trained, explained, title=f"{len(explained.names)} scans explained by method {method}")
+    for name, sentence in zip(explained.names, explained.sentences, strict=True):
+        print(f"{name}: {sentence}")
+    print(f"{len(explained.names)} scans explained: {page}")
+
+
+def _explain_test(options: argparse.Namespace, trained: Trained, folder: Path) -> None:
+    from jointdiff.counterfactual import DEFAULT_METHOD
     from jointdiff.data import hospital_data
     from jointdiff.explanation import explain_site
+    from jointdiff.scan_explanation import check_method
 
-    folder = writable(Path(options.output, "index.html")).parent
-    model, config, device = _open(options)
-    _check_denoises(config)
-    config = _with_keys(config, options.keys)
+    config = _with_keys(trained.config, options.keys)
+    if options.num_scans is not None:
+        if options.num_scans < 1:
+            raise ConfigError(f"--num-scans must be at least 1, not {options.num_scans}.")
+        config = replace(config, run=replace(config.run, explain=options.num_scans))
     if config.run.explain == 0:
         raise ConfigError("explain=0 asks for no scan, and so did the checkpoint's run: give a number, as explain=64.")
     if not 1 <= options.hospital <= config.run.num_hospitals:
         raise ConfigError(f"--hospital must be 1 to {config.run.num_hospitals}, not {options.hospital}.")
+    method = options.method or DEFAULT_METHOD
+    check_method(method)
+    trained.check_classifies()
     index = options.hospital - 1
     grades, count = explain_site(
-        model, hospital_data(config.run, index), config, hospital_index=index, device=device, folder=folder
-    )
+        trained.model, hospital_data(config.run, index), config, hospital_index=index, device=trained.device,
+        folder=folder, method=method,
+    )  # fmt: skip
     for name, value in grades.items():
         print(f"{name:24} {value:.4f}")
     print(f"{count} scans explained: {folder / 'index.html'}")

@@ -37,19 +37,29 @@ class Explanations:
 
 
 def explain_site(
-    model: JointModel, data: HospitalData, config: Config, *, hospital_index: int, device: torch.device, folder: Path
+    model: JointModel,
+    data: HospitalData,
+    config: Config,
+    *,
+    hospital_index: int,
+    device: torch.device,
+    folder: Path,
+    method: str = DEFAULT_METHOD,
 ) -> tuple[dict[str, float], int]:
     """Explain up to `explain` of the hospital's test scans and write its gallery.
 
     Args:
         folder: Where the gallery goes, inside the site's own folder.
+        method: One of counterfactual.METHODS.
 
     Returns:
         The grades, scalars that may leave the site, and the number of scans behind them.
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
     others = data.test.select(np.arange(min(len(data.test), MAX_REFERENCES)))
-    found = explain_scans(model, scans, config, device=device, references=references(model, others, device=device))
+    found = explain_scans(
+        model, scans, config, device=device, references=references(model, others, device=device), method=method
+    )
     referee = simulation_referee(config, device)
     grades = grade(
         scans.images,

@@ -92,7 +92,7 @@ def merge_sample_grades(parts: Iterable[Mapping[str, float]], class_names: Itera
         num_samples, referee_agreement, and kid: {class name: {samples | real | noise: [value, error]}};
         empty where nobody graded.
     """
-    known = [p for p in parts if PREFIX + "num" in p]
+    known = [p for p in parts if PREFIX + "num" in p and PREFIX + "referee_agreement" in p]
     if not known:
         return {}
     counts = np.array([p[PREFIX + "num"] for p in known])
@@ -101,7 +101,7 @@ def merge_sample_grades(parts: Iterable[Mapping[str, float]], class_names: Itera
     for k, class_name in enumerate(class_names):
         for name in ("samples", "real", "noise"):
             key = f"{PREFIX}kid.{k}.{name}"
-            found = [(p[key], p[key + ".error"]) for p in known if key in p]
+            found = [(p[key], p[key + ".error"]) for p in known if key in p and key + ".error" in p]
             if found:
                 values, errors = np.array(found).T
                 error = float(np.sqrt((errors**2).sum()) / len(errors))

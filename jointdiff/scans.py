@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -14,21 +15,24 @@ from jointdiff.config import ModelConfig
 from jointdiff.errors import DataError
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
+_BITS = re.compile(r";(\d+)")  # in the raw mode of a file: bits that differ from those of the picture in memory
 
 
-def read_scans(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.ndarray]:
+def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False) -> tuple[list[str], np.ndarray]:
     """Return names and pixels of scans, resized to what the model sees.
 
     Args:
         paths: Image files, folders (their image files, sorted by name), or npz files with `images` [N,H,W] or
             [N,H,W,C] of uint8.
         model: Gives the size and the number of channels. Other aspect ratios are squeezed into the square.
+        exact: Nothing is resized, scaled or converted: a scan of another size, depth or number of channels is an
+            error, and so is one without any contrast. For explanations: their pixels must be those of the scan.
 
     Returns:
         Names (file name, or `<file>[i]` in an npz), and uint8 [N,H,W,C].
 
     Raises:
-        DataError: Nothing there, not an image, or not uint8.
+        DataError: Nothing there, not an image, or not uint8; with `exact` also a scan that does not fit as it is.
     """
     names: list[str] = []
     scans: list[np.ndarray] = []
@@ -36,7 +40,13 @@ def read_scans(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.
         path = Path(text)
         if path.suffix == ".npz":
             arrays = _read_npz(path)
-            names += [f"{path.name}[{i}]" for i in range(len(arrays))]
+            own = [f"{path.name}[{i}]" for i in range(len(arrays))]
+            names += own
+            if exact and len(arrays):
+                channels = arrays.shape[3] if arrays.ndim == 4 else 1
+                _check_form(f"`images` in {path.name}", arrays.shape[1:3], channels, model)
+                for name, array in zip(own, arrays, strict=True):
+                    _check_contrast(name, array)
             scans += [_fit(Image.fromarray(a if a.shape[2:] != (1,) else a[..., 0]), model) for a in arrays]
             continue
         if path.is_dir():
@@ -47,20 +57,72 @@ def read_scans(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.
             files = [path]
         for file in files:
             names.append(file.name)
-            scans.append(_read_image(file, model))
+            scans.append(_read_image(file, model, exact=exact))
     if not scans:
         raise DataError("No scans were given: name image files, folders, or npz files with an array `images`.")
     return names, np.stack(scans)
 
 
-def _read_image(path: Path, model: ModelConfig) -> np.ndarray:
+def _read_image(path: Path, model: ModelConfig, *, exact: bool) -> np.ndarray:
     try:
         with Image.open(path) as image:
+            if exact:
+                _check_exact(path.name, image, model)
+            if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
+                raise DataError(f"{path} holds NaN or infinity: every pixel needs a value.")
             return _fit(image, model)
     except FileNotFoundError:
         raise DataError(f"There is no file {path}.") from None
-    except (UnidentifiedImageError, OSError) as error:
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
         raise DataError(f"{path} cannot be read as an image ({error}): give PNG, JPEG, TIFF or BMP.") from None
+
+
+def _check_exact(name: str, image: Image.Image, model: ModelConfig) -> None:
+    bits = _bits(image)
+    if bits != 8:
+        raise DataError(
+            f"{name} has {bits} bits per channel, but the model was trained on 8: convert it to 8 bits by the window "
+            "that the training images were converted by."
+        )
+    if getattr(image, "n_frames", 1) > 1:
+        raise DataError(f"{name} holds {getattr(image, 'n_frames', 1)} pictures: save the one to explain by itself.")
+    if image.mode == "P":
+        raise DataError(f"{name} has a palette in place of grey values or colours: save it as grey or RGB.")
+    _check_form(name, (image.height, image.width), len(image.getbands()), model)
+    _check_contrast(name, np.asarray(image))
+
+
+def _bits(image: Image.Image) -> int:
+    """Return the bits per channel of the file; those of deep RGB files are cut to 8 when they are read."""
+    if image.mode == "1":
+        return 1
+    if image.mode.startswith("I;16"):
+        return 16
+    if image.mode in ("I", "F"):
+        return 32
+    found = [_BITS.search(str(tile[3])) for tile in getattr(image, "tile", [])]
+    return next((int(match[1]) for match in found if match and image.mode != "P"), 8)
+
+
+def _check_form(name: str, size: tuple[int, ...], channels: int, model: ModelConfig) -> None:
+    """Refuse a scan of another size or number of channels than the model sees."""
+    wanted = (model.image_size, model.image_size)
+    if size != wanted:
+        raise DataError(
+            f"{name} is {size[0]} x {size[1]} pixels (height x width), but the model sees {wanted[0]} x {wanted[1]}: "
+            "resize it as the training images were resized."
+        )
+    if channels != model.channels:
+        kinds = {1: "grey, 1 channel", 3: "RGB, 3 channels"}
+        raise DataError(
+            f"{name} has {channels} channel{'s' if channels > 1 else ''}, but the model sees {model.channels} "
+            f"({kinds[model.channels]}): convert it as the training images were converted."
+        )
+
+
+def _check_contrast(name: str, pixels: np.ndarray) -> None:
+    if (pixels == pixels[:1, :1]).all():
+        raise DataError(f"{name} is constant: every pixel is {pixels[0, 0]}, so it shows nothing to explain.")
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -77,6 +139,11 @@ def _read_npz(path: Path) -> np.ndarray:
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise DataError(f"{path} cannot be read as an npz file: {error}") from None
     fits = images.ndim in (3, 4) and (images.ndim == 3 or images.shape[3] in (1, 3)) and 0 not in images.shape[1:]
+    if images.dtype.kind == "f" and not np.isfinite(images).all():
+        bad = int((~np.isfinite(images)).sum())
+        raise DataError(
+            f"`images` in {path} holds NaN or infinity in {bad} of {images.size} values: it must be uint8 without gaps."
+        )
     if images.dtype != np.uint8 or not fits:
         raise DataError(
             f"`images` in {path} must be uint8 [N,H,W] or [N,H,W,1 or 3], not {images.dtype} {list(images.shape)}."

@@ -22,6 +22,7 @@ PURE = (
     "statistics",
     "fixed_point",
     "quorum",
+    "regions",
 )
 ON_A_MODEL = ("sampling", "counterfactual")  # as pure, but they are handed the network and may name its type
 PURE_LIBRARIES = {"torch", "numpy", "math", "__future__", "collections", "dataclasses", "functools", "itertools"}

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from jointdiff.data import load_dataset
 from jointdiff.evaluation import predict
 from jointdiff.events import read_events
 from jointdiff.model import JointModel
+from jointdiff.showcase import guided_samples
 
 CPU = torch.device("cpu")
 
@@ -174,6 +176,65 @@ def test_explain_writes_a_gallery_with_grades(best, tmp_path, capsys, quick_refe
     assert '"num_scans": 3' in text and "validity" in text and "validity" in out
 
 
+@pytest.fixture
+def few_steps(monkeypatch):
+    """Guided sampling has tests of its own; four steps tell the same here."""
+    monkeypatch.setattr("jointdiff.prototypes.guided_samples", partial(guided_samples, num_steps=4))
+
+
+def test_prototypes_writes_a_png_per_class_and_repeats_with_its_seed(best, tmp_path, capsys, few_steps):
+    def draw(name: str, seed: int) -> dict[str, bytes]:
+        arguments = ["--per-class", 2, "--candidates", 5, "--seed", seed, "-o", tmp_path / name, "--device", "cpu"]
+        out = succeeds(capsys, "prototypes", best, *arguments)
+        assert "'healthy': the model gives it" in out and "drawings, not patients" in out
+        files = files_below(tmp_path / name)
+        assert files and all(str(tmp_path / name / file) in out for file in files)
+        return files
+
+    first = draw("a", 0)
+    assert set(first) <= {"class-0.png", "class-1.png"} and first == draw("b", 0) != draw("c", 1)
+    width, height = Image.open(tmp_path / "a" / min(first)).size
+    assert height == 4 * 16 and width in (4 * 16, 2 * 4 * 16 + 2)
+
+
+def test_prototypes_says_which_class_has_none_and_leaves_no_older_picture(best, tmp_path, capsys, few_steps):
+    saved = checkpoint.load(best)
+    saved.state["head.linear.bias"] = torch.tensor([1e4, 0.0])
+    path = checkpoint.save(tmp_path / "c.safetensors", saved.state, saved.config, round_number=2)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "class-1.png").write_bytes(b"of an earlier call")
+    out = succeeds(capsys, "prototypes", path, "--per-class", 1, "--candidates", 2, "-o", tmp_path / "out")
+    assert "'ill': the model gives it 0 of 2 drawn images, so there is no prototype." in out
+    assert set(files_below(tmp_path / "out")) == {"class-0.png"}
+
+
+def test_explain_takes_scans_of_ones_own_and_a_target(best, keys, tmp_path, capsys):
+    image = load_dataset(str(keys["dataset"]), image_size=16).test.images[0]
+    Image.fromarray(image[..., 0]).save(tmp_path / "mine.png")
+    arguments = ["--image", tmp_path / "mine.png", "--target", "ill", "-o", tmp_path / "out", "--device", "cpu"]
+    out = succeeds(capsys, "explain", best, *arguments)
+    assert out.startswith("mine.png: The model decides for 'healthy'")
+    assert out.splitlines()[-1] == f"1 scans explained: {tmp_path / 'out' / 'index.html'}"
+    before = files_below(tmp_path)
+    code, error = fails(capsys, "explain", best, *arguments)
+    assert code == 5 and "is not empty" in error and files_below(tmp_path) == before
+
+
+def test_explain_by_another_method_gives_other_edits(best, keys, tmp_path, capsys):
+    image = load_dataset(str(keys["dataset"]), image_size=16).test.images[0]
+    np.savez(tmp_path / "mine.npz", images=image[None, ..., 0])
+    for method in ("region", "tweedie"):
+        succeeds(capsys, "explain", best, "--image", tmp_path / "mine.npz", "--method", method, "-o", tmp_path / method)
+    one, two = (files_below(tmp_path / method)["0000-counterfactual.png"] for method in ("region", "tweedie"))
+    assert one != two
+
+
+def test_explain_counts_the_test_scans_it_is_asked_for(best, tmp_path, capsys, quick_referee, monkeypatch):
+    monkeypatch.setattr("jointdiff.explanation.grade_samples", lambda *_, **__: {})
+    out = succeeds(capsys, "explain", best, "--num-scans", 2, "-o", tmp_path / "gallery", "--device", "cpu")
+    assert out.strip().splitlines()[-1].startswith("2 scans explained:")
+
+
 # ---- how they say no
 
 
@@ -312,7 +373,7 @@ def diverged(path: Path, best: Path) -> str:
     return "hold NaN or infinity, first head.linear.bias"
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "explain"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "sample", "prototypes", "explain"])
 @pytest.mark.parametrize(
     "damage", [missing, truncated, a_picture, a_pickle, empty, somebody_elses, of_another_architecture, diverged]
 )
@@ -354,11 +415,18 @@ def test_an_output_that_cannot_be_written_is_named_before_the_work(best, tmp_pat
         assert code == 5 and "is a folder" in error
 
 
-@pytest.mark.parametrize("command", ["sample", "explain"])
+@pytest.mark.parametrize("command", ["sample", "prototypes", "explain"])
 def test_a_model_that_cannot_denoise_neither_draws_nor_edits(keys, tmp_path, capsys, command):
     path = untrained(tmp_path / "c.safetensors", keys, method="supervised")
     code, error = fails(capsys, command, path, "-o", tmp_path / "out")
     assert code == 4 and "trained without the denoising loss (method supervised)" in error
+
+
+@pytest.mark.parametrize("command", ["prototypes", "explain"])
+def test_a_head_that_was_never_solved_is_not_explained(keys, tmp_path, capsys, command):
+    path = untrained(tmp_path / "c.safetensors", keys, method="two-stage", bias=(0.0, 1.0))
+    code, error = fails(capsys, command, path, "-o", tmp_path / "out")
+    assert code == 4 and "no classifier" in error and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -367,6 +435,12 @@ def test_a_model_that_cannot_denoise_neither_draws_nor_edits(keys, tmp_path, cap
         (["sample", "--per-class", "0"], "--per-class must be at least 1, not 0"),
         (["explain", "--hospital", "2"], "--hospital must be 1 to 1, not 2"),
         (["explain", "explain=0"], "explain=0 asks for no scan"),
+        (["explain", "--num-scans", "0"], "--num-scans must be at least 1, not 0"),
+        (["explain", "--method", "regions"], "Unknown method 'regions' of explaining: did you mean 'region'?"),
+        (["explain", "--target", "ill"], "name them with --image"),
+        (["explain", "--image", "x.png", "--num-scans", "3"], "--num-scans mean nothing"),
+        (["prototypes", "--per-class", "0"], "--per-class must be at least 1, not 0"),
+        (["prototypes", "--candidates", "3"], "--candidates must be at least --per-class (4), not 3"),
         (["evaluate", "--device", "tpu"], "device must be auto, cpu, cuda or cuda:N, not 'tpu'"),
     ],
 )

@@ -108,6 +108,7 @@ def test_merging_weights_agreement_by_samples_and_combines_errors():
         part(90.0, 1.0, **{"0_samples": (0.2, 0.03), "0_real": (0.0, 0.01)}),
         part(10.0, 0.5, **{"0_samples": (0.4, 0.04), "1_samples": (0.9, 0.05)}),
         {"validity": 0.9},  # a hospital that explained, but graded no sample
+        {"samples.num": 50.0, "samples.kid.0.real": 9.0},  # one that sends half of what it should
     ]
     merged = merge_sample_grades(parts, ["healthy", "ill"])
     assert merged["num_samples"] == 100 and merged["referee_agreement"] == pytest.approx(0.95)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -125,6 +127,8 @@ def text(path: Path) -> Path:
 
 BAD = {
     "float npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16))), "must be uint8 .*float64"),
+    "NaN in npz": (lambda f: bad_npz(f, images=np.full((2, 16, 16), np.nan)), "NaN or infinity in 512 of 512 values"),
+    "NaN in TIFF": (lambda f: save(f / "x.tif", np.full((16, 16), np.nan, np.float32)), "NaN or infinity"),
     "16-bit npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16), np.uint16)), "must be uint8 .*uint16"),
     "four channels": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16, 4), np.uint8)), r"\[2, 16, 16, 4\]"),
     "one image": (lambda f: bad_npz(f, images=RAMP), r"must be uint8 \[N,H,W\]"),
@@ -157,3 +161,71 @@ def test_what_cannot_be_read_is_named(tmp_path, case):
 def test_nothing_given():
     with pytest.raises(DataError, match="No scans were given"):
         read_scans([], GREY)
+
+
+def deep_rgb_png(path: Path) -> Path:
+    """Write a PNG of 16 bits per colour, which is read as 8 bits without a word; no writer here makes one."""
+    rows = b"".join(b"\0" + np.random.default_rng(k).bytes(16 * 6) for k in range(16))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", 16, 16, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+    return path
+
+
+def pages(path: Path) -> Path:
+    first, second = (Image.fromarray(RAMP) for _ in range(2))
+    first.save(path, save_all=True, append_images=[second])
+    return path
+
+
+def converted(path: Path, mode: str) -> Path:
+    Image.fromarray(RAMP).convert(mode).save(path)
+    return path
+
+
+SOLID = np.broadcast_to(np.array([200, 10, 0], np.uint8), (16, 16, 3)).copy()
+NOT_EXACT = {
+    "larger": (lambda f: save(f / "x.png", np.kron(RAMP, np.ones((2, 2), np.uint8))), GREY, "32 x 32 .* 16 x 16"),
+    "not square": (lambda f: save(f / "x.png", RAMP[:8]), GREY, r"8 x 16 pixels \(height x width\)"),
+    "grey for colour": (lambda f: save(f / "x.png", RAMP), RGB, "1 channel, but the model sees 3"),
+    "colour for grey": (lambda f: save(f / "x.png", np.stack([RAMP, RAMP, RAMP.T], -1)), GREY, "3 channels"),
+    "alpha": (lambda f: converted(f / "x.png", "RGBA"), RGB, "4 channels"),
+    "palette": (lambda f: converted(f / "x.png", "P"), GREY, "palette"),
+    "black and white": (lambda f: converted(f / "x.png", "1"), GREY, "1 bits per channel"),
+    "16 bits": (lambda f: save(f / "x.png", RAMP.astype(np.uint16) * 200), GREY, "16 bits"),
+    "16 bits, RGB": (lambda f: deep_rgb_png(f / "x.png"), RGB, "16 bits"),
+    "32 bits": (lambda f: save(f / "x.tif", RAMP.astype(np.int32)), GREY, "32 bits"),
+    "float": (lambda f: save(f / "x.tif", RAMP.astype(np.float32)), GREY, "32 bits"),
+    "pages": (lambda f: pages(f / "x.tif"), GREY, "holds 2 pictures"),
+    "constant": (lambda f: save(f / "x.png", np.full((16, 16), 9, np.uint8)), GREY, "constant: every pixel is 9"),
+    "one colour": (lambda f: save(f / "x.png", SOLID), RGB, "constant"),
+    "npz, other size": (lambda f: bad_npz(f, images=np.zeros((2, 16, 8), np.uint8)), GREY, "16 x 8 pixels"),
+    "npz, colour": (lambda f: bad_npz(f, images=np.stack([RAMP[None]] * 3, -1)), GREY, "3 channels"),
+    "npz, grey": (lambda f: bad_npz(f, images=RAMP[None]), RGB, "1 channel"),
+    "npz, constant": (lambda f: bad_npz(f, images=np.stack([RAMP, RAMP * 0])), GREY, r"\[1\] is constant"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", NOT_EXACT)
+def test_an_exact_reader_changes_no_scan_but_refuses_it(tmp_path, case):
+    make, model, message = NOT_EXACT[case]
+    path = make(tmp_path)
+    with pytest.raises(DataError, match=message) as caught:
+        read_scans([str(path)], model, exact=True)
+    assert path.name in str(caught.value)
+    assert len(read_scans([str(path)], model)[1])  # which is otherwise fitted to the model
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.jpg"])
+@pytest.mark.parametrize("model", [GREY, RGB])
+def test_an_exact_reader_takes_what_fits(tmp_path, name, model):
+    path = save(tmp_path / name, RAMP if model is GREY else np.stack([RAMP, RAMP.T, RAMP], -1))
+    np.testing.assert_array_equal(read_scans([str(path)], model, exact=True)[1], read(path, model)[:])
+    pixels = read(path, model)
+    np.savez(tmp_path / "a.npz", images=pixels[..., 0] if model is GREY else pixels)
+    np.testing.assert_array_equal(read_scans([str(tmp_path / "a.npz")], model, exact=True)[1], pixels)

@@ -4,6 +4,7 @@ import dataclasses
 import importlib.resources
 
 import pytest
+import yaml
 
 from client import site_policy
 from client.site_policy import SIMULATED, SitePolicy, read_policy
@@ -32,6 +33,8 @@ def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
     assert (deployed.min_cell_count, deployed.server_samples) == (10, False)
     assert (simulated.min_cell_count, simulated.server_samples) == (0, True)
     assert (deployed.epsilon, deployed.delta, deployed.unit) == (None, None, "image")
+    for policy in (deployed, simulated):
+        assert (policy.render_explanations, policy.explanations_report, policy.show_names) == (True, "grades", False)
 
 
 def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
@@ -40,10 +43,22 @@ def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
     assert read_policy(tmp_path, simulated=False) == read_policy(tmp_path, simulated=True) == SitePolicy()
 
 
+def test_the_example_names_every_key():
+    """A key that is missing there would be found by nobody, and the comparison above would not miss it."""
+    tree = yaml.safe_load((importlib.resources.files("configs") / "site.example.yaml").read_text())
+    num_fields = len(dataclasses.fields(SitePolicy))
+    assert sum(len(section) for section in tree.values()) == num_fields and set(tree) == {"privacy", "explanations"}
+
+
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
     write(tmp_path, "privacy:\n  epsilon: 8\n  delta: 1.0e-4\n  min-cell-count: 5\n")
     found = read_policy(tmp_path, simulated=True)
     assert found == dataclasses.replace(SIMULATED, epsilon=8, delta=1e-4, min_cell_count=5)
+    write(
+        tmp_path, "explanations:\n  render: false\n  report: none\n  show-names: true\nprivacy:\n  min-cell-count: 5\n"
+    )
+    found = read_policy(tmp_path, simulated=False)
+    assert found == SitePolicy(min_cell_count=5, render_explanations=False, explanations_report="none", show_names=True)
     write(tmp_path, "")
     assert read_policy(tmp_path, simulated=True) == SIMULATED
 
@@ -64,6 +79,15 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
         ("privacy:\n  unit: patient\n", "one of image"),
         ("privacy:\n  server-samples: 'no'\n", "true or false"),
         ("privacy:\n  server-samples: 1\n", "true or false"),
+        ("explanations:\n  rendr: true\n", "Unknown key 'rendr' under explanations"),
+        ("explanations:\n  min-cell-count: 5\n", "Unknown key 'min-cell-count' under explanations"),
+        ("explanations:\n  render: 'no'\n", "render under explanations"),
+        ("explanations:\n  report: grade\n", "must be one of grades, none, not 'grade'"),
+        ("explanations:\n  report: null\n", "must be one of grades, none, not None"),
+        ("explanations:\n  show-names: 1\n", "true or false"),
+        ("explanations: true\n", "must be a mapping"),
+        ("explanation:\n  render: true\n", "did you mean 'explanations'?"),
+        ("privacy:\n  render: true\n", "Unknown key 'render' under privacy"),
         ("data:\n  kind: folder\n", "Unknown section 'data'"),
         ("privacy: [1]\n", "must be a mapping"),
         ("- privacy\n", "must be a mapping"),
