@@ -134,6 +134,21 @@ class Site:
                 "privacy: set target-epsilon."
             )
 
+    def check_sending(self) -> None:
+        """Refuse to send what was learned from training images in a way that this site's policy forbids.
+
+        Raises:
+            RefusedError: As `check_privacy` and `check_counts`; or the site wants secure aggregation, and the run has
+                none.
+        """
+        self.check_privacy()
+        self.check_counts()
+        if self.policy.require_secure_aggregation and not self.config.run.secure_aggregation:
+            raise RefusedError(
+                "This site sends its updates under secure aggregation alone (require-secure-aggregation), and this run "
+                "has none: set secure-aggregation=true."
+            )
+
     def check_counts(self) -> None:
         """Refuse to train on images that are too few to be told: they are the update's weight in the mean.
 
@@ -143,7 +158,6 @@ class Site:
         minimum, train = self.policy.min_cell_count, self.data.train
         if is_small(len(train), minimum):
             raise RefusedError(f"This site has fewer training images than its min-cell-count of {minimum}.")
-        self.check_privacy()
         if self.config.run.weighting == "labels" and is_small(train.num_labelled, minimum):
             raise RefusedError(
                 "weighting=labels asks for a number of labels that this site withholds: it is below its min-cell-count "
@@ -161,7 +175,7 @@ def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
-    site.check_counts()
+    site.check_sending()
     if not site.config.run.secure_aggregation:
         return _trained(site, tensors)
     site.secure_sum.check_ready()  # before the work, not after it
@@ -196,7 +210,7 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
-    site.check_counts()
+    site.check_sending()
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)

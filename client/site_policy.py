@@ -31,6 +31,7 @@ class SitePolicy:
     epsilon: float | None = None  # ceiling over the site's whole life, so only private runs; None = no ceiling
     delta: float | None = None  # of epsilon; None = none is promised
     unit: str = "image"  # what epsilon protects
+    require_secure_aggregation: bool = False  # refuse to send weights and head sums that the server could read singly
     min_cell_count: int = DEPLOYED_MIN_CELL_COUNT  # statistics on fewer images are withheld; 0 = none are
     server_samples: bool = False  # whether the server may draw samples of a model trained on real scans
     render_explanations: bool = True  # whether a run's end renders the site's gallery
@@ -148,6 +149,7 @@ _PRIVACY = {
     ),
     "delta": _Rule("delta", lambda v: v is None or (_is_number(v) and 0 < v < 1), "a number between 0 and 1, or null"),
     "unit": _Rule("unit", lambda v: v in UNITS, f"one of {', '.join(UNITS)}"),
+    "require-secure-aggregation": _Rule("require_secure_aggregation", _is_bool, "true or false"),
     "min-cell-count": _Rule(
         "min_cell_count", _is_cell_count, f"0, or a whole number of at least {LOWEST_CELL_COUNT}"
     ),

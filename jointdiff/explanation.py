@@ -12,6 +12,7 @@ from jointdiff.config import Config
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets, typical_margins
 from jointdiff.data import HospitalData, ImageSet
 from jointdiff.evaluation import predict
+from jointdiff.fidelity import FeatureNet
 from jointdiff.grading import grade
 from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
@@ -70,7 +71,10 @@ def explain_site(
         found=found.found,
         masks=scans.masks,
         twins=scans.twins,
+        labels=scans.labels,
         referee=referee.predict,
+        predict=lambda images: predict(model, images, device=device),
+        features=FeatureNet(config.model.channels).features,
         seconds_per_image=found.seconds_per_image,
         task=config.model.task,
     )

@@ -161,6 +161,16 @@ def test_a_sites_ceiling_holds_and_shuts_out_runs_without_privacy(ask, config, t
             client_round.run(ask(kind, config=plain.to_dict()), initial_weights(config))
 
 
+def test_a_site_can_demand_secure_aggregation(ask, config, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "site.yaml").write_text("privacy: {require-secure-aggregation: true, min-cell-count: 0}\n")
+    for kind in (protocol.TRAIN, protocol.HEAD):
+        with pytest.raises(RefusedError, match="secure aggregation alone"):
+            client_round.run(ask(kind), initial_weights(config))
+    client_round.run(ask(protocol.EVALUATE), initial_weights(config))
+
+
 def test_training_without_noise_after_private_rounds_stands_in_the_ledger(ask, config, tmp_path):
     client_round.run(ask(), initial_weights(config))
     plain = dataclasses.replace(config, run=dataclasses.replace(config.run, target_epsilon=0.0))
