@@ -1,64 +1,74 @@
-"""A site's gallery: scan, counterfactual, what changed, both probabilities. It stays at the site."""
+"""A site's gallery: scan, counterfactual, what changed, both probabilities, and how far to rely on it. It stays there.
+
+What an item is: gallery_item.py. Its pictures, and how a gallery is carried on: gallery_store.py. The pages:
+gallery_page.py, gallery_card.py, gallery.css, gallery.js.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
+from typing import Any, Protocol
 
 from jointdiff.storage import write_atomic, write_json
-from jointdiff.views.charts import probability_bars
-from jointdiff.views.format import is_number, number
-from jointdiff.views.images import difference_map, write_png
-from jointdiff.views.labels import class_name, grades
-from jointdiff.views.markup import Html, banner, element, facts, page
+from jointdiff.trust import LEVELS, PageFacts, grade_of
+from jointdiff.views.format import is_number
+from jointdiff.views.gallery_item import GalleryItem, Task
+from jointdiff.views.gallery_page import Gallery, first_page, page_name, plain_page
+from jointdiff.views.gallery_store import INDEX, Kept, Resume, Store
+
+__all__ = ["GalleryItem", "Kept", "Resume", "ranking", "write_gallery"]
 
 SCHEMA_VERSION = 1
-NUM_FEATURED = 6  # this many of the best and of the worst open the page
-
-
-@dataclass(frozen=True)
-class GalleryItem:
-    """One explained decision."""
-
-    scan: np.ndarray  # uint8 [H,W,C]
-    counterfactual: np.ndarray  # uint8 [H,W,C]
-    probs_before: np.ndarray  # [K]
-    probs_after: np.ndarray  # [K]
-    label: int | None  # the true class where it is known
-    target: int  # class that the edit aims at
-    found: bool  # the model's decision became the target
-    score: float  # grade of the edit, higher is better; orders best and worst
 
 
 def write_gallery(
     folder: Path,
     *,
-    items: Sequence[GalleryItem],
+    items: Iterable[GalleryItem | Kept],
     metrics: Mapping[str, Any],
     class_names: list[str] | tuple[str, ...],
     title: str,
     real: bool,
+    task: Task = "multi-class",
+    controls: Mapping[str, Mapping[str, float]] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Path:
-    """Write PNGs, metrics.json and index.html; the page opens offline and shows the best and the worst first.
+    """Write PNGs, metrics.json and the pages; they open offline and show the best first.
+
+    Pictures are written as items come and are not held, so `items` may be a generator over thousands. A gallery that
+    was cut short is carried on by calling this again: pictures that are there are not written again, and `Resume`
+    spares the caller from making them.
 
     Args:
         folder: explanations/<run>/ of the site; made if needed. index.html is written last: where it is, all is.
         items: Explained scans; pictures are named by their position, never by the scan's file.
-        metrics: Grades over all items, as graded at the site.
+        metrics: Grades over all items, as graded at the site. Read after the last item, so that a generator of items
+            may fill it on its way.
         real: Whether the scans are of people, or phantoms.
+        controls: Grades of edits that explain nothing, by name (controls.py); they count in the page's grade.
+        progress: Called after every item with the number of items so far.
 
     Returns:
         The absolute path of index.html.
+
+    Raises:
+        ValueError: An item does not fit itself; what was written before it stays, and is not written again.
     """
-    for index, item in enumerate(items):
-        write_png(folder / _name(index, "scan"), item.scan)
-        write_png(folder / _name(index, "counterfactual"), item.counterfactual)
-        write_png(folder / _name(index, "difference"), difference_map(item.scan, item.counterfactual))
-    records = [_record(index, item) for index, item in enumerate(items)]
+    store = Store(folder, task)
+    for item in items:
+        store.add(item)
+        if progress is not None:
+            progress(len(store.records))
+    (folder / INDEX).unlink(missing_ok=True)
+    store.close()
+    records = store.records
+    trust = grade_of(PageFacts.of(metrics, len(records), controls))
+    best_first = [records[index] for index in ranking(records)]
+    gallery = Gallery(best_first, dict(metrics), tuple(class_names), title, real, trust, task)
+    entries = [record.public(trust) for record in records]
+    levels = Counter(entry["trust"]["level"] for entry in entries)
     write_json(
         folder / "metrics.json",
         {
@@ -67,13 +77,31 @@ def write_gallery(
             "real": real,
             "class_names": list(class_names),
             "metrics": dict(metrics),
-            "items": records,
+            "controls": {name: dict(grades) for name, grades in (controls or {}).items()},
+            "trust": {"level": trust.level, "reason": trust.reason},
+            "num_by_trust": {level: levels[level] for level in LEVELS},
+            "items": entries,
         },
     )
-    return write_atomic(folder / "index.html", _page(items, metrics, class_names, title, real))
+    for page in range(2, gallery.num_pages + 1):
+        write_atomic(folder / page_name(page), plain_page(gallery, page))
+    _remove_pages_after(folder, gallery.num_pages)
+    return write_atomic(folder / page_name(1), first_page(gallery))
 
 
-def ranking(items: Sequence[GalleryItem]) -> list[int]:
+class Ranked(Protocol):
+    """What can be ordered by how good it is: a GalleryItem, a Record."""
+
+    @property
+    def found(self) -> bool:
+        """Whether the decision became the target."""
+
+    @property
+    def score(self) -> float:
+        """Higher is better."""
+
+
+def ranking(items: Sequence[Ranked]) -> list[int]:
     """Return positions from the best to the worst: found before not found, then by score; ties keep their order."""
 
     def key(index: int) -> tuple[bool, float]:
@@ -83,111 +111,9 @@ def ranking(items: Sequence[GalleryItem]) -> list[int]:
     return sorted(range(len(items)), key=key)
 
 
-def _name(index: int, kind: str) -> str:
-    return f"{index:04d}-{kind}.png"
-
-
-def _record(index: int, item: GalleryItem) -> dict[str, Any]:
-    return {
-        "index": index,
-        "label": item.label,
-        "target": item.target,
-        "found": item.found,
-        "score": item.score,
-        "probs_before": item.probs_before,
-        "probs_after": item.probs_after,
-        "scan": _name(index, "scan"),
-        "counterfactual": _name(index, "counterfactual"),
-        "difference": _name(index, "difference"),
-    }
-
-
-def _page(
-    items: Sequence[GalleryItem],
-    metrics: Mapping[str, Any],
-    class_names: list[str] | tuple[str, ...],
-    title: str,
-    real: bool,
-) -> Html:
-    order = ranking(items)
-    half = min(NUM_FEATURED, (len(order) + 1) // 2)
-    best, worst = order[:half], order[half:][::-1][:half]
-    rest = [index for index in order if index not in {*best, *worst}]
-
-    def cards(indices: Sequence[int]) -> Html:
-        return element("ul", [_card(index, items[index], class_names) for index in indices], class_="cards")
-
-    num_found = sum(item.found for item in items)
-    return page(
-        title,
-        banner(real=real),
-        element("h1", title),
-        element(
-            "p",
-            f"{len(items)} scans, each edited a little until the model decides otherwise; "
-            f"it did so for {num_found} of them. "
-            "An edit shows what this model looks at, and can be wrong about the patient.",
-            class_="lead",
-        ),
-        element(
-            "nav",
-            element("a", "Best", href="#best"),
-            element("a", "Worst", href="#worst") if worst else None,
-            element("a", "All others", href="#others") if rest else None,
-            aria_label="Sections",
-        ),
-        facts(grades(metrics)),
-        element(
-            "p",
-            "What changed: ",
-            element("b", "green"), " is brighter than in the scan, ", element("b", "purple"), " darker, white the same;"
-            " the scale is the same in every map. Bars: upper = the scan, lower = after the edit.",
-            class_="note",
-        ),
-        element("p", "No scan was explained.", class_="alert") if not items else None,
-        [element("h2", "Best", id="best"), cards(best)] if best else None,
-        [element("h2", "Worst", id="worst"), cards(worst)] if worst else None,
-        [element("h2", "All others, best first", id="others"), cards(rest)] if rest else None,
-    )  # fmt: skip
-
-
-def _card(index: int, item: GalleryItem, class_names: list[str] | tuple[str, ...]) -> Html:
-    def picture(kind: str, caption: str) -> Html:
-        image = element(
-            "img", class_="pixels", src=_name(index, kind), alt=f"{caption} of scan {index}", loading="lazy"
-        )
-        return element("figure", image, element("figcaption", caption))
-
-    verdict = element("span", "decision changed", class_="ok") if item.found else element(
-        "span", "decision not changed", class_="bad")  # fmt: skip
-    label = "" if item.label is None or item.label < 0 else f"True class: {class_name(class_names, item.label)}. "
-    anchor = f"scan-{index}"
-    # tabindex: the tab key walks from card to card
-    return element(
-        "li",
-        element("h3", element("a", f"Scan {index}", href=f"#{anchor}"), verdict),
-        element("div", picture("scan", "Scan"), picture("counterfactual", "Edited"),
-                picture("difference", "What changed"), class_="triple"),
-        _probabilities(item, class_names),
-        element("p", f"{label}Score {number(item.score, 2)}.", class_="note"),
-        class_="card", id=anchor, tabindex="0",
-    )  # fmt: skip
-
-
-def _probabilities(item: GalleryItem, class_names: list[str] | tuple[str, ...]) -> Html:
-    shown = np.argsort(-np.maximum(item.probs_before, item.probs_after), kind="stable")[:4].tolist()
-    if item.target not in shown:
-        shown[-1] = item.target
-    rows = []
-    for k in sorted(shown):
-        before, after = float(item.probs_before[k]), float(item.probs_after[k])
-        name = class_name(class_names, k)
-        rows.append(
-            element(
-                "tr",
-                element("th", element("b", name + " (target)") if k == item.target else name, scope="row"),
-                element("td", probability_bars(before, after), class_="track"),
-                element("td", f"{before:.2f} → {after:.2f}", class_="num"),
-            )
-        )
-    return element("div", element("table", element("tbody", rows)), class_="bars")
+def _remove_pages_after(folder: Path, last: int) -> None:
+    """Remove the pages that a longer gallery left behind."""
+    page = last + 1
+    while page > 1 and (folder / page_name(page)).is_file():
+        (folder / page_name(page)).unlink()
+        page += 1

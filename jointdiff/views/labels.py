@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from jointdiff.views.format import duration, is_number, number, percent, words
@@ -70,6 +70,6 @@ def grade_text(key: str, value: Any) -> str:
     return _KINDS[GRADES[key][1] if key in GRADES else "number"](value)
 
 
-def class_name(class_names: list[str] | tuple[str, ...], index: int) -> str:
+def class_name(class_names: Sequence[str], index: int) -> str:
     """Return the name of a class, or its number where the list is too short."""
     return class_names[index] if 0 <= index < len(class_names) else f"class {index}"
