@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from jointdiff.storage import writable, write_atomic
 if TYPE_CHECKING:  # torch takes seconds to import: a typo must not wait for it
     from jointdiff.trained import Trained
 
+PROGRESS_FROM = 100  # scans from which on progress is shown
 _KEYS = "run-config keys as KEY=VALUE (simulations/3_hospitals/README.md describes them)"
 
 
@@ -252,6 +254,11 @@ def _explain_own(options: argparse.Namespace, trained: Trained, folder: Path) ->
     print(f"{len(explained.names)} scans explained: {page}")
 
 
+def _say_progress(done: int, total: int) -> None:
+    if total > PROGRESS_FROM:
+        print(f"\r{done} of {total} scans explained", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
 def _explain_test(options: argparse.Namespace, trained: Trained, folder: Path) -> None:
     from jointdiff.counterfactual import DEFAULT_METHOD
     from jointdiff.data import hospital_data
@@ -273,7 +280,7 @@ def _explain_test(options: argparse.Namespace, trained: Trained, folder: Path) -
     index = options.hospital - 1
     grades, count = explain_site(
         trained.model, hospital_data(config.run, index), config, hospital_index=index, device=trained.device,
-        folder=folder, method=method,
+        folder=folder, method=method, progress=_say_progress,
     )  # fmt: skip
     for name, value in grades.items():
         print(f"{name:24} {value:.4f}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,9 +10,16 @@ import numpy as np
 import torch
 
 from jointdiff.config import Config
-from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets, typical_margins
+from jointdiff.counterfactual import (
+    DEFAULT_METHOD,
+    METHODS,
+    CounterfactualSettings,
+    default_targets,
+    typical_margins,
+)
 from jointdiff.data import HospitalData, ImageSet
 from jointdiff.evaluation import predict
+from jointdiff.explanation_parts import Part, Parts, clear
 from jointdiff.fidelity import FeatureNet
 from jointdiff.grading import grade
 from jointdiff.model import JointModel, to_network, to_uint8
@@ -21,6 +29,7 @@ from jointdiff.schedule import SCHEDULES
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
 BATCH_SIZE = 64  # scans edited at a time
+Progress = Callable[[int, int], None]
 MAX_REFERENCES = 400  # scans that say how sure the model typically is
 
 
@@ -46,12 +55,14 @@ def explain_site(
     device: torch.device,
     folder: Path,
     method: str = DEFAULT_METHOD,
+    progress: Progress | None = None,
 ) -> tuple[dict[str, float], int]:
-    """Explain up to `explain` of the hospital's test scans and write its gallery.
+    """Explain up to `explain` of the hospital's test scans and write its gallery. What was interrupted is carried on.
 
     Args:
         folder: Where the gallery goes, inside the site's own folder.
         method: One of counterfactual.METHODS.
+        progress: Called after every batch with the numbers of scans done and in all.
 
     Returns:
         The grades, scalars that may leave the site, and the number of scans behind them.
@@ -59,7 +70,14 @@ def explain_site(
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
     others = data.test.select(np.arange(min(len(data.test), MAX_REFERENCES)))
     found = explain_scans(
-        model, scans, config, device=device, references=references(model, others, device=device), method=method
+        model,
+        scans,
+        config,
+        device=device,
+        references=references(model, others, device=device),
+        method=method,
+        folder=folder,
+        progress=progress,
     )
     referee = simulation_referee(config, device)
     grades = grade(
@@ -89,6 +107,7 @@ def explain_site(
         title=f"Explanations of hospital-{hospital_index + 1}, run {config.run.run_name}",
         real=data.info.real,
     )
+    clear(folder)
     samples = grade_samples(model, data, config, referee, hospital_index=hospital_index, device=device)
     return grades | samples, len(scans)
 
@@ -113,6 +132,8 @@ def explain_scans(
     targets: np.ndarray | None = None,
     references: torch.Tensor | None = None,
     method: str = DEFAULT_METHOD,
+    folder: Path | None = None,
+    progress: Progress | None = None,
 ) -> Explanations:
     """Search the edit of each scan towards a target.
 
@@ -120,35 +141,44 @@ def explain_scans(
         targets: int64 [N], classes, or labels to turn over; None: the nearest other decision of each.
         references: As `references` returns them; None: a fixed confidence is wanted.
         method: One of counterfactual.METHODS.
+        folder: Where the edits of a batch are kept until the gallery is whole; None: nowhere.
+        progress: Called after every batch with the numbers of scans done and in all.
     """
     alpha_bar = SCHEDULES[config.training.schedule](config.training.num_timesteps).to(device)
     before = predict(model, scans.images, device=device)
     aims = default_targets(torch.from_numpy(before), task=config.model.task)
     if targets is not None:
         aims = torch.from_numpy(np.asarray(targets, dtype=np.int64))
-    edited, found, seconds = [], [], 0.0
+    goals = "" if references is None else references.tolist()
+    search = f"{method} {CounterfactualSettings()} {config.training.prediction} {config.training.schedule} {goals}"
+    kept = Parts(folder, model.state_dict(), search)
+    parts = []
     for start in range(0, len(scans), BATCH_SIZE):
-        images = to_network(scans.images[start : start + BATCH_SIZE], device)
-        part = METHODS[method](
-            model,
-            images,
-            aims[start : start + BATCH_SIZE].to(device),
-            alpha_bar,
-            prediction=config.training.prediction,
-            references=references,
-        )
-        edited.append(to_uint8(part.images))
-        found.append(part.found.cpu().numpy())
-        seconds += part.seconds_per_image * len(images)
-    shown = np.concatenate(edited)
+        images, wanted = scans.images[start : start + BATCH_SIZE], aims[start : start + BATCH_SIZE]
+        part = kept.get(images, wanted.numpy())
+        if part is None:
+            made = METHODS[method](
+                model,
+                to_network(images, device),
+                wanted.to(device),
+                alpha_bar,
+                prediction=config.training.prediction,
+                references=references,
+            )
+            part = Part(to_uint8(made.images), made.found.cpu().numpy(), made.seconds_per_image * len(images))
+            kept.put(images, wanted.numpy(), part)
+        parts.append(part)
+        if progress is not None:
+            progress(min(start + BATCH_SIZE, len(scans)), len(scans))
+    shown = np.concatenate([part.edited for part in parts])
     return Explanations(
         scans=scans,
         edited=shown,
         targets=aims.numpy(),
         probs_before=before,
         probs_after=predict(model, shown, device=device),
-        found=np.concatenate(found),
-        seconds_per_image=seconds / len(scans),
+        found=np.concatenate([part.found for part in parts]),
+        seconds_per_image=sum(part.seconds for part in parts) / len(scans),
     )
 
 
