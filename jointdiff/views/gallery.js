@@ -171,7 +171,9 @@
   }
 
   document.documentElement.classList.add("scripted");
-  document.querySelector(".tools").hidden = false;
+  const tools = document.querySelector(".tools");
+  tools.hidden = false;
+  tools.open = !matchMedia("(max-width: 30rem)").matches;
   choose();
   window.addEventListener("hashchange", follow);
   follow();

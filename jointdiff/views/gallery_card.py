@@ -23,11 +23,11 @@ def card(record: Record, class_names: Sequence[str], page: Trust, task: Task) ->
     """Return the card of one item as a list item on a single line."""
     trust = record.trust.within(page)
     anchor = f"scan-{record.index}"
+    name = None if record.name is None else element("span", record.name, class_="name")
     markup = element(
         "li",
-        element("div", element("h3", element("a", f"Scan {record.index}", href=f"#{anchor}")), chip(trust.level),
+        element("div", element("h3", element("a", f"Scan {record.index}", href=f"#{anchor}"), name), chip(trust.level),
                 class_="head"),
-        element("p", record.name, class_="name") if record.name is not None else None,
         element("div", [_picture(record, kind) for kind in _CAPTIONS], class_="views"),
         _decision(record, class_names, task),
         _probabilities(record, class_names),

@@ -77,8 +77,8 @@ def first_page(gallery: Gallery) -> Html:
     body: list[Child] = [
         banner(real=gallery.real),
         element("h1", gallery.title),
-        _lead(gallery),
-        _verdict(gallery) if records else element("p", "No scan was explained.", class_="alert"),
+        _lead(gallery) if records else element("p", "No scan was explained.", class_="alert"),
+        _verdict(gallery) if records else None,
     ]
     if records:
         body += [
@@ -168,9 +168,10 @@ def _tools(gallery: Gallery) -> Html:
         for key, label, options in choices if len(options) > 1 or (key != "level" and len(records) > 1 and options)
     ]  # fmt: skip
     return element(
-        "div", sort, filters, element("button", "Reset", type="button", id="reset"),
-        element("output", id="count", role="status"), class_="tools", role="group", aria_label="Sort and filter",
-        hidden=True,
+        "details",
+        element("summary", "Sort and filter ", element("output", id="count", role="status")),
+        element("div", sort, filters, element("button", "Reset", type="button", id="reset")),
+        class_="tools", open=True, hidden=True,
     )  # fmt: skip
 
 
