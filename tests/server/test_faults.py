@@ -315,3 +315,22 @@ def test_robust_rules_bear_a_hospital_that_turns_the_sign(tmp_path, monkeypatch)
     _log.info("clean fedavg %.4f; with one turned: %s", clean, turned)
     for strategy in ("trimmed-mean", "median", "krum"):
         assert found[strategy] >= clean - 0.03, strategy
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_a_hospital_whose_labels_are_flipped_is_questioned(tmp_path, monkeypatch):
+    """Once the model has learned, wrong labels show in the hospital's own loss, if in nothing else."""
+    from jointdiff.config import RunConfig
+
+    with_labels_flipped(monkeypatch, 2, range(7, 9))
+    run = RunConfig(
+        num_hospitals=5, num_labels=0, num_rounds=8, local_steps=8, batch_size=16, explain=0, home=str(tmp_path),
+    )  # fmt: skip
+    events = read_events(run_local(run) / "events.jsonl")
+    told = {(e["round"], e["hospital"], e["event"]) for number in range(1, 9) for e in named(events, number)}
+    _log.info("named: %s", sorted(told))
+    for event in events:
+        if event["event"] == "hospital_replied" and event["kind"] == "train" and event["round"] >= 6:
+            _log.info("%s %s %s", event["round"], event["hospital"], event.get("metrics"))
+    assert told == {(7, "hospital-3", "update_questioned"), (8, "hospital-3", "update_questioned")}
