@@ -81,12 +81,12 @@ class Trust:
         """Return the same grade, lowered to that of its page.
 
         >>> Trust("trust", "Fine.").within(Trust("caution", "No referee."))
-        Trust(level='caution', reason='Fine. No more than caution, because the page as a whole earns no more.')
+        Trust(level='caution', reason='Fine. The page as a whole allows no more than caution.')
         """
         if LEVELS.index(self.level) >= LEVELS.index(page.level):
             return self
-        most = "No more than caution" if page.level == "caution" else "Not to be relied on"
-        return Trust(page.level, f"{self.reason} {most}, because the page as a whole earns no more.")
+        allowed = "allows no more than caution" if page.level == "caution" else "is not to be relied on"
+        return Trust(page.level, f"{self.reason} The page as a whole {allowed}.")
 
 
 def grade_of(facts: EditFacts | PageFacts) -> Trust:

@@ -1,71 +1,106 @@
-"""How far an explanation can be relied on."""
-
 from __future__ import annotations
 
-import dataclasses
+from dataclasses import replace
 
 import pytest
 
-from jointdiff.trust import EditFacts, PageFacts, Trust, grade_of
+from jointdiff.trust import FEW_SCANS, LEVELS, EditFacts, PageFacts, Trust, grade_of
 
-GOOD = EditFacts(found=True, target_prob=0.95, changed_share=0.05, identity=True, survives=True)
-PAGE = PageFacts(
-    num_scans=64, validity=1.0, referee_validity=0.9, referee_accuracy=1.0, identity=1.0, changed_share=0.1
-)
+EDIT = EditFacts(found=True, target_prob=0.97, changed_share=0.04, identity=True, survives=True)
+PAGE = PageFacts(num_scans=64, validity=0.98, referee_validity=0.9, referee_accuracy=0.97, identity=0.99,
+                 changed_share=0.08)  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "change, level, said",
-    [
-        ({}, "trust", "Convinces the model"),
-        ({"found": False}, "none", "No edit turned"),
-        ({"identity": False}, "none", "no longer shows this patient"),
-        ({"survives": False}, "none", "after an attack"),
-        ({"changed_share": 0.0}, "none", "No change can be seen"),
-        ({"changed_share": 0.6}, "none", "another picture"),
-        ({"changed_share": 0.3}, "caution", "which part mattered"),
-        ({"target_prob": 0.6}, "caution", "not sure"),
-        ({"target_prob": float("nan")}, "caution", "not sure"),
-    ],
-)
-def test_one_edit(change, level, said):
-    found = grade_of(dataclasses.replace(GOOD, **change))
-    assert found.level == level and said in found.reason
+def test_a_sound_edit_on_a_sound_page_is_trusted() -> None:
+    assert grade_of(EDIT).level == "trust" and "0.97" in grade_of(EDIT).reason and "4%" in grade_of(EDIT).reason
+    assert grade_of(PAGE).level == "trust" and "90%" in grade_of(PAGE).reason
+    assert grade_of(EDIT).within(grade_of(PAGE)) == grade_of(EDIT)
 
 
 @pytest.mark.parametrize(
-    "change, level, said",
+    ("change", "level", "word"),
     [
-        ({}, "trust", ""),
-        ({"validity": 0.4}, "none", "40%"),
-        ({"validity": 0.8}, "caution", "80%"),
-        ({"referee_validity": None}, "caution", "No independent referee"),
-        ({"referee_validity": 0.3}, "none", "30%"),
-        ({"referee_validity": 0.6}, "caution", "60%"),
-        ({"referee_accuracy": 0.6}, "caution", "counts for little"),
-        ({"identity": None}, "caution", "not checked"),
-        ({"identity": 0.9}, "caution", "another scan"),
+        ({"found": False}, "none", "last attempt"),
+        ({"identity": False}, "none", "another scan"),
+        ({"survives": False}, "none", "attack"),
+        ({"changed_share": 0.0}, "none", "seen"),
+        ({"changed_share": 0.6}, "none", "60%"),
         ({"changed_share": 0.3}, "caution", "30%"),
-        ({"num_scans": 5}, "caution", "5 scans"),
-        ({"num_scans": 0}, "none", "Nothing was graded"),
+        ({"target_prob": 0.6}, "caution", "0.60"),
+        ({"target_prob": float("nan")}, "caution", "not sure"),
+        ({"identity": None, "survives": None}, "trust", "0.97"),
+        ({"changed_share": 0.25, "target_prob": 0.75}, "trust", "25%"),
     ],
 )
-def test_a_page(change, level, said):
-    found = grade_of(dataclasses.replace(PAGE, **change))
-    assert found.level == level and said in found.reason
+def test_what_is_known_of_an_edit_decides(change: dict, level: str, word: str) -> None:
+    trust = grade_of(replace(EDIT, **change))
+    assert trust.level == level and word in trust.reason
 
 
-def test_edits_that_explain_nothing_and_do_as_well_lower_the_page():
-    control = {"random edit": {"validity": 0.95, "referee_validity": 0.9}}
-    assert grade_of(dataclasses.replace(PAGE, controls=control)).level != "trust"
-    harmless = {"random edit": {"validity": 0.0, "referee_validity": 0.0}}
-    assert grade_of(dataclasses.replace(PAGE, controls=harmless)).level == "trust"
+@pytest.mark.parametrize(
+    ("change", "level", "word"),
+    [
+        ({"referee_validity": None}, "caution", "No independent referee"),
+        ({"referee_validity": 0.7}, "caution", "70%"),
+        ({"referee_validity": 0.4}, "none", "40%"),
+        ({"referee_accuracy": 0.6, "referee_validity": 0.1}, "caution", "word counts for little"),
+        ({"referee_accuracy": None}, "trust", "referee"),
+        ({"validity": 0.8}, "caution", "80%"),
+        ({"validity": 0.3}, "none", "30%"),
+        ({"validity": None}, "none", "Nothing"),
+        ({"num_scans": 0}, "none", "Nothing"),
+        ({"num_scans": FEW_SCANS - 1}, "caution", "29 scans"),
+        ({"num_scans": 1}, "caution", "a single scan"),
+        ({"identity": None}, "caution", "not checked"),
+        ({"identity": 0.9}, "caution", "10%"),
+        ({"identity": 0.2}, "none", "80%"),
+        ({"changed_share": 0.3}, "caution", "30%"),
+        ({"changed_share": 0.7}, "none", "70%"),
+    ],
+)
+def test_what_is_known_of_a_page_decides(change: dict, level: str, word: str) -> None:
+    trust = grade_of(replace(PAGE, **change))
+    assert trust.level == level and word in trust.reason
 
 
-def test_no_edit_is_graded_above_its_page():
-    assert grade_of(GOOD).within(Trust("none", "x")).level == "none"
-    assert grade_of(dataclasses.replace(GOOD, found=False)).within(Trust("trust", "x")).level == "none"
+def test_without_a_referee_nothing_makes_a_page_more_than_caution() -> None:
+    perfect = PageFacts(num_scans=5000, validity=1.0, identity=1.0, changed_share=0.01,
+                        controls={"random edit": {"validity": 0.0}})  # fmt: skip
+    assert grade_of(perfect).level == "caution" and grade_of(perfect).reason.startswith("No independent referee")
 
 
-def test_metrics_that_are_no_finite_numbers_are_not_known():
-    assert PageFacts.of({"validity": float("nan"), "identity": 1.0}, 64).validity is None
+@pytest.mark.parametrize(
+    ("controls", "level"),
+    [
+        (
+            {"attack": {"validity": 1.0, "referee_validity": 0.2}},
+            "trust",
+        ),  # an attack always turns the model's decision
+        ({"attack": {"validity": 1.0, "referee_validity": 0.85}}, "none"),
+        ({"random weights": {"validity": 0.9}}, "none"),
+        ({"random edit": {"validity": 0.1, "referee_validity": 0.1}}, "trust"),
+        ({"own class": {"validity": 1.0, "referee_validity": 1.0}}, "trust"),  # it should keep the decision
+    ],
+)
+def test_edits_that_explain_nothing_must_fare_worse(controls: dict, level: str) -> None:
+    trust = grade_of(replace(PAGE, controls=controls))
+    assert trust.level == level
+    assert (next(iter(controls)) in trust.reason) == (level == "none")
+
+
+def test_the_worst_finding_decides_and_comes_first() -> None:
+    trust = grade_of(replace(EDIT, target_prob=0.5, survives=False))
+    assert trust.level == "none" and trust.reason.index("views") < trust.reason.index("not sure")
+
+
+def test_no_edit_is_graded_above_its_page() -> None:
+    for page in LEVELS:
+        for own in LEVELS:
+            lowered = Trust(own, "Own.").within(Trust(page, "Page."))
+            assert LEVELS.index(lowered.level) == max(LEVELS.index(own), LEVELS.index(page))
+            assert lowered.reason.startswith("Own.") and ("page as a whole" in lowered.reason) == (lowered.level != own)
+
+
+def test_metrics_that_are_no_numbers_are_not_known() -> None:
+    facts = PageFacts.of({"validity": 1, "identity": float("nan"), "referee_validity": None, "changed_share": "x"}, 40)
+    assert facts == PageFacts(num_scans=40, validity=1.0)

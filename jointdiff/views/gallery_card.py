@@ -36,7 +36,7 @@ def card(record: Record, class_names: Sequence[str], page: Trust, task: Task) ->
                      f"target {record.gain:+.2f} · score {number(record.score, 2)}", class_="note"),
         class_="card", id=anchor, tabindex="-1",
     )  # fmt: skip
-    return Html(" ".join(markup.splitlines()))
+    return markup
 
 
 def chip(level: Level) -> Html:
@@ -68,12 +68,13 @@ def _decision(record: Record, class_names: Sequence[str], task: Task) -> Html:
         before, after = (p[record.target] > 0.5 for p in (record.probs_before, record.probs_after))
         words.append(" → not found" if finds else " → found") if before != after else words.append(", also after")
     else:
-        decided = class_name(class_names, record.decided[0])
-        after_probs = record.probs_after
-        shown = class_name(class_names, max(range(len(after_probs)), key=lambda k: (after_probs[k], -k)))
-        words = [element("b", decided), " → ", element("b", shown)]
-        if shown != target:
-            words = [element("b", decided), " → ", element("b", shown), f", wanted: {target}"]
+        decided, after_probs = record.decided[0], record.probs_after
+        shown = max(range(len(after_probs)), key=lambda k: (after_probs[k], -k))
+        words = [element("b", class_name(class_names, decided)), " → ", element("b", class_name(class_names, shown))]
+        if shown == decided:
+            words = ["stays ", words[0]]
+        if shown != record.target:
+            words.append(f", wanted: {target}")
     truth = None
     if record.label is not None:
         truth = element("span", f"true class: {class_name(class_names, record.label)}")

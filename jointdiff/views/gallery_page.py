@@ -2,17 +2,11 @@
 
 The first page holds every card. The first of them stand in it as they are, the others as text that gallery.js turns
 into cards when they are asked for, so that a page of thousands opens at once. Without script the plain pages show them.
-
-The page opens from a folder without a network. Its policy allows the one script of this package, by its hash: a hostile
-text, should it ever slip through as markup, could not run.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
-import hashlib
-import importlib.resources
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +17,7 @@ import numpy as np
 
 from jointdiff.trust import LEVELS, Trust
 from jointdiff.views.format import number
+from jointdiff.views.gallery_assets import asset, document
 from jointdiff.views.gallery_card import GRADES, card, chip, scale
 from jointdiff.views.gallery_item import Record, Task
 from jointdiff.views.gallery_store import FULL_SCALE, painted
@@ -31,7 +26,7 @@ from jointdiff.views.markup import Child, Html, banner, element, facts
 
 PAGE_SIZE = 48  # cards that stand on one page
 WHAT_IT_IS_NOT = (
-    "A counterfactual shows what this model reacts to. It is not how this patient looked or will look, not a "
+    "A counterfactual shows what this model reacts to: it is not how this patient looked or will look, not a "
     "diagnosis, and no proof that what was changed is the cause."
 )
 _SORTS = {
@@ -91,16 +86,16 @@ def first_page(gallery: Gallery) -> Html:
             _zoom(),
             _data("records", "application/json", _rows(gallery)),
             _data("more", "text/html", Html("\n".join(gallery.cards(records[PAGE_SIZE:])))),
-            element("script", Html(_asset("gallery.js"))),
+            element("script", Html(asset("gallery.js"))),
         ]
-    return _document(gallery.title, *body)
+    return document(gallery.title, *body, style=_colours())
 
 
 def plain_page(gallery: Gallery, page: int) -> Html:
     """Return one of the pages that show the other cards where there is no script; the first is 2."""
     start = (page - 1) * PAGE_SIZE
     title = f"{gallery.title}, page {page}"
-    return _document(
+    return document(
         title,
         banner(real=gallery.real),
         element("h1", title),
@@ -108,12 +103,8 @@ def plain_page(gallery: Gallery, page: int) -> Html:
         _legend(),
         element("ul", gallery.cards(gallery.records[start : start + PAGE_SIZE]), class_="cards"),
         _plain_links(page, gallery.num_pages),
+        style=_colours(),
     )
-
-
-def script_hash() -> str:
-    """Return the hash of gallery.js as a content security policy names it."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(_asset("gallery.js").encode()).digest()).decode()
 
 
 def _lead(gallery: Gallery) -> Html:
@@ -169,7 +160,7 @@ def _tools(gallery: Gallery) -> Html:
     ]  # fmt: skip
     return element(
         "details",
-        element("summary", "Sort and filter ", element("output", id="count", role="status")),
+        element("summary", "Sort and filter ", element("span", id="count", role="status")),
         element("div", sort, filters, element("button", "Reset", type="button", id="reset")),
         class_="tools", open=True, hidden=True,
     )  # fmt: skip
@@ -243,24 +234,6 @@ def _data(name: str, kind: str, content: Html) -> Html:
     return element("script", content, type=kind, id=name)
 
 
-def _document(title: str, *body: Child) -> Html:
-    policy = (
-        f"default-src 'none'; script-src '{script_hash()}'; img-src 'self' file:; style-src 'unsafe-inline'; "
-        "base-uri 'none'; form-action 'none'"
-    )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="robots", content="noindex"),
-        element("title", title),
-        element("style", Html(f"{_asset('style.css')}\n{_asset('gallery.css')}\n{_colours()}")),
-    )
-    return Html("<!doctype html>\n" + element("html", head, element("body", element("main", *body)), lang="en") + "\n")
-
-
 @functools.cache
 def _colours() -> str:
     """Return the colours of the scale as CSS, as the map itself paints its ends and its middle."""
@@ -268,8 +241,3 @@ def _colours() -> str:
     after = (before.astype(np.int64) + np.array([-FULL_SCALE, 0, FULL_SCALE]).reshape(1, 3, 1)).astype(np.uint8)
     less, same, more = ("#" + bytes(colour).hex() for colour in painted(before, after)[0])
     return f":root {{ --less: {less}; --same: {same}; --more: {more}; }}"
-
-
-@functools.cache
-def _asset(name: str) -> str:
-    return importlib.resources.files("jointdiff.views").joinpath(name).read_text(encoding="utf-8")
