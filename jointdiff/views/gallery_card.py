@@ -36,7 +36,7 @@ def card(record: Record, class_names: Sequence[str], page: Trust, task: Task) ->
                      f"target {record.gain:+.2f} · score {number(record.score, 2)}", class_="note"),
         class_="card", id=anchor, tabindex="-1",
     )  # fmt: skip
-    return markup
+    return Html(" ".join(markup.splitlines()))
 
 
 def chip(level: Level) -> Html:

@@ -13,6 +13,7 @@ from fastapi.testclient import TestClient
 from jointdiff.errors import RunError
 from jointdiff.events import EventLog
 from jointdiff.storage import run_locked
+from jointdiff.views.gallery_assets import script_hash
 from jointdiff.views.report import write_report
 from server.dashboard import HOST, listen, make_app, serve
 
@@ -106,8 +107,8 @@ def test_report_and_galleries_open_under_their_own_policy(client: TestClient, fa
     for path in ("/runs/one/report.html", f"{gallery}/index.html"):
         answer = client.get(path)
         policy = answer.headers["content-security-policy"]
-        assert answer.status_code == 200 and "style-src 'unsafe-inline'" in policy and "script-src" not in policy
-        assert "default-src 'none'" in policy
+        assert answer.status_code == 200 and "style-src 'unsafe-inline'" in policy and "default-src 'none'" in policy
+        assert f"script-src '{script_hash()}';" in policy, "the gallery's own script, and no other"
     assert client.get(f"{gallery}/0000-scan.png").headers["content-type"] == "image/png"
 
 

@@ -66,28 +66,27 @@ def test_metrics_may_be_filled_on_the_way(tmp_path: Path) -> None:
 
 
 def test_a_gallery_that_was_cut_short_is_carried_on(tmp_path: Path, written: list[str]) -> None:
-    def cut() -> Iterator[GalleryItem]:
-        yield item(0)
-        yield item(1)
+    def cut(count: int) -> Iterator[GalleryItem]:
+        yield from map(item, range(count))
         raise RuntimeError("power")
 
     with pytest.raises(RuntimeError, match="power"):
-        write(tmp_path, cut())
+        write(tmp_path, cut(2))
     assert not (tmp_path / "index.html").exists() and len(written) == 6
     with open(tmp_path / "items.jsonl", "a") as file:
         file.write('{"version": 1, "index": 2, "lab')  # a process that died within a line
-    (tmp_path / "0001-difference.png").unlink()  # and within an item
     written.clear()
     with pytest.raises(RuntimeError, match="power"):
-        write(tmp_path, cut())
-    assert {name[:4] for name in written} == {"0001"}
+        write(tmp_path, cut(3))
+    assert {name[:4] for name in written} == {"0002"}
+    (tmp_path / "0001-difference.png").unlink()  # a process that died within an item
     written.clear()
-    write(tmp_path, map(item, range(3)))
-    assert {name[:4] for name in written} == {"0002"}  # what followed the broken line was kept
+    write(tmp_path, map(item, range(4)))
+    assert {name[:4] for name in written} == {"0001", "0003"}  # what followed the broken line was kept
     written.clear()
-    page = write(tmp_path, map(item, range(3)))
+    page = write(tmp_path, map(item, range(4)))
     assert written == [] and page.is_file()
-    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 3
+    assert len((tmp_path / "items.jsonl").read_text().splitlines()) == 4
 
 
 def test_a_changed_edit_is_written_again_and_the_page_is_gone_meanwhile(tmp_path: Path, written: list[str]) -> None:

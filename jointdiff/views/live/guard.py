@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from jointdiff.errors import RunError
+from jointdiff.views.gallery_assets import script_hash
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -20,8 +21,10 @@ _COMMON = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 LIVE_POLICY = (
     f"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; {_COMMON}"
 )
-# Reports and galleries carry their style in themselves, and run no script.
-FILE_POLICY = f"default-src 'none'; img-src 'self' data:; style-src 'unsafe-inline'; {_COMMON}"
+# Reports and galleries carry their style in themselves; of scripts the gallery's alone runs.
+FILE_POLICY = (
+    f"default-src 'none'; script-src '{script_hash()}'; img-src 'self' data:; style-src 'unsafe-inline'; {_COMMON}"
+)
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
