@@ -106,6 +106,7 @@ def explain_site(
         class_names=data.info.class_names,
         title=f"Explanations of hospital-{hospital_index + 1}, run {config.run.run_name}",
         real=data.info.real,
+        task="multi-label" if config.model.task == "multi-label" else "multi-class",
     )
     clear(folder)
     samples = grade_samples(model, data, config, referee, hospital_index=hospital_index, device=device)
