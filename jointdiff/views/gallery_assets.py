@@ -11,7 +11,7 @@ import functools
 import hashlib
 import importlib.resources
 
-from jointdiff.views.markup import Child, Html, element
+from jointdiff.views.markup import Child, Html, page
 
 SCRIPT = "gallery.js"
 
@@ -41,14 +41,4 @@ def document(title: str, *body: Child, style: str = "") -> Html:
         f"default-src 'none'; script-src '{script_hash()}'; img-src 'self' file:; style-src 'unsafe-inline'; "
         "base-uri 'none'; form-action 'none'"
     )
-    head = element(
-        "head",
-        element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=policy),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("meta", name="robots", content="noindex"),
-        element("title", title),
-        element("style", Html("\n".join((asset("style.css"), asset("gallery.css"), style)))),
-    )
-    return Html("<!doctype html>\n" + element("html", head, element("body", element("main", *body)), lang="en") + "\n")
+    return page(title, *body, style=f"{asset('gallery.css')}\n{style}", policy=policy)

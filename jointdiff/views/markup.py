@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 _VOID = frozenset({"br", "hr", "img", "meta", "col", "link"})
 # No script, no network, no form: even if a hostile text slipped through, the page could not act on it.
-_POLICY = (
+POLICY = (
     "default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 )
 
@@ -109,17 +109,22 @@ def scrolling(wide: Html, *, class_: str = "") -> Html:
     return element("div", wide, class_=f"scroll {class_}".strip(), tabindex="0")
 
 
-def page(title: str, *body: Child) -> Html:
-    """Return a whole document: no external resource, light and dark, narrow and printed."""
+def page(title: str, *body: Child, style: str = "", policy: str = POLICY) -> Html:
+    """Return a whole document: no external resource, light and dark, narrow and printed.
+
+    Args:
+        style: CSS after the style sheet of all pages.
+        policy: Content security policy.
+    """
     head = element(
         "head",
         element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=_POLICY),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="color-scheme", content="light dark"),
         element("meta", name="robots", content="noindex"),
         element("title", title),
-        element("style", Html(_style())),
+        element("style", Html("\n".join(filter(None, (_style(), style))))),
     )
     return Html("<!doctype html>\n" + element("html", head, element("body", element("main", *body)), lang="en") + "\n")
 
