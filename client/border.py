@@ -15,8 +15,8 @@ import numpy as np
 
 from client.round import run
 from client.safe_text import MAX_CHARACTERS, code_of, safe_reason
+from client.site_config import folder_of
 from client.site_log import LOG_FILE
-from client.site_policy import folder_of
 from jointdiff.errors import JointDiffError, RefusedError
 from jointdiff.protocol import RoundInstructions, RoundReport
 

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -17,8 +18,9 @@ from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse
 
 from jointdiff.errors import RunError
 from jointdiff.views.live import files
-from jointdiff.views.live.document import asset, to_json
+from jointdiff.views.live.document import View, asset, panel, to_json
 from jointdiff.views.live.guard import FILE_POLICY, Guard, port_taken
+from jointdiff.views.live.ladder import ladder_part, read_ladder
 from jointdiff.views.live.site import read_site
 from jointdiff.views.live.site_page import site_view
 from jointdiff.views.markup import element
@@ -39,11 +41,11 @@ def make_app(site_folder: Path) -> FastAPI:
     @app.get("/")
     def site() -> Response:
         trail = [element("a", "JointDiff", href="/"), element("span", " / this site")]
-        return HTMLResponse(site_view(read_site(folder)).to_html("/live", trail=trail))
+        return HTMLResponse(_view(folder).to_html("/live", trail=trail))
 
     @app.get("/live")
     def site_live(request: Request) -> Response:
-        view = site_view(read_site(folder))
+        view = _view(folder)
         headers = {"ETag": view.etag}
         if request.headers.get("if-none-match") == view.etag:
             return Response(status_code=304, headers=headers)
@@ -51,7 +53,8 @@ def make_app(site_folder: Path) -> FastAPI:
 
     @app.get("/data.json")
     def site_data() -> Response:
-        return Response(to_json(read_site(folder)), media_type="application/json")
+        found = {**read_site(folder), "ladder": read_ladder(folder)}
+        return Response(to_json(found), media_type="application/json")
 
     @app.get("/explanations/{run}/{name}")
     def gallery(run: str, name: str) -> Response:
@@ -69,6 +72,15 @@ def make_app(site_folder: Path) -> FastAPI:
     return app
 
 
+def _view(folder: Path) -> View:
+    """Return the site's page, with the table that says whether joining helps below the runs."""
+    view = site_view(read_site(folder))
+    parts = dict(view.parts)
+    ladder = panel("Does joining help this site?", ladder_part(read_ladder(folder)), note="measured here; nothing left")
+    order = [name for key in parts for name in ((key, "ladder") if key == "runs" else (key,))]
+    return replace(view, parts={name: ladder if name == "ladder" else parts[name] for name in order})
+
+
 def serve(site_folder: Path, port: int, *, ready: Callable[[str], None] | None = None) -> None:
     """Serve the dashboard until Ctrl-C.
 
@@ -81,7 +93,7 @@ def serve(site_folder: Path, port: int, *, ready: Callable[[str], None] | None =
         RunError: There is no such folder, or the port is taken.
     """
     if not Path(site_folder).is_dir():
-        raise RunError(f"There is no site's folder at {Path(site_folder).absolute()}. Name it with --site-folder.")
+        raise RunError(f"There is no site's folder at {Path(site_folder).absolute()}. Name it with --site.")
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as listener:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was just left is free

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
@@ -23,7 +23,7 @@ from client.safe_text import may_travel
 from client.site_policy import SitePolicy
 from jointdiff import protocol
 from jointdiff.config import Config, ModelConfig
-from jointdiff.data import dataset_info
+from jointdiff.data import info_of
 from jointdiff.grading import MEAN_OVER
 from jointdiff.head import head_sums, standardisation_sums
 from jointdiff.model import JointModel
@@ -139,7 +139,7 @@ def check(
             metrics=_check_scalars(_SCALARS[ask.kind](config), report.metrics),
             table=_check_table(report.table, config) if ask.kind == protocol.DESCRIBE else _no_table(report.table),
             withheld=list(report.withheld),
-            payload=_check_secrets(ask, report.payload, config.run.num_hospitals),
+            payload=_check_secrets(ask, report.payload, config.run.hospital_names),
         ),
         kept,
     )
@@ -227,7 +227,7 @@ def _check_table(table: Mapping[str, Any], config: Config) -> dict[str, Any]:
     if table.keys() != set(names):
         raise StoppedError("an undeclared field of the class table", _names(table.keys() ^ set(names)))
     run, num_outputs = config.run, config.model.num_outputs
-    declared = list(dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size).class_names)
+    declared = list(info_of(run).class_names)
     if table["class_names"] != declared:
         raise StoppedError("names of classes that are not the data set's", repr(table["class_names"]))
     if not isinstance(table["server_samples"], bool):
@@ -241,12 +241,12 @@ def _check_table(table: Mapping[str, Any], config: Config) -> dict[str, Any]:
     return found | {name: None if table[name] is None else _count(table[name], name) for name in TABLE_TOTALS}
 
 
-def _check_secrets(ask: RoundInstructions, payload: Mapping[str, Any], num_hospitals: int) -> dict[str, Any]:
+def _check_secrets(ask: RoundInstructions, payload: Mapping[str, Any], hospitals: Sequence[str]) -> dict[str, Any]:
     """Return what a secure sum exchanges, made anew: keys and shares of a fixed length, for named hospitals."""
     declared = _SECRETS.get(ask.kind, {})
     if payload.keys() != declared.keys():
         raise StoppedError("an undeclared payload", _names(payload.keys() ^ declared.keys()))
-    others = {f"hospital-{k + 1}" for k in range(num_hospitals)}
+    others = set(hospitals)
     for name, (by_hospital, num_bytes) in declared.items():
         found = payload[name]
         if isinstance(found, dict) != by_hospital or (by_hospital and not found.keys() <= others):

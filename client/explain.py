@@ -11,9 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from client.site_policy import read_policy
+from client import site_config
 from jointdiff.scan_explanation import explain_own_scans, new_folder, write_page
-from jointdiff.storage import home
 from jointdiff.trained import open_trained
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -43,8 +42,8 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     Raises:
         JointDiffError: Policy, checkpoint, scans, target or output are no good; nothing is written.
     """
-    site = Path(request.site_folder).expanduser().absolute() if request.site_folder else home()
-    policy = read_policy(site, simulated=False)
+    site = site_config.site_folder(request.site_folder)
+    policy = site_config.read(site).policy
     folder = new_folder(request.output) if request.output else None
     trained = open_trained(request.checkpoint, device=request.device)
     run_name = trained.config.run.run_name

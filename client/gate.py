@@ -20,7 +20,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
-from client import border, egress, manifest, site_log, site_policy
+from client import border, egress, manifest, site_config, site_log
 from client.egress import StoppedError
 from client.safe_text import safe_reason
 from jointdiff.errors import JointDiffError
@@ -57,7 +57,7 @@ def guard(message: Message, work: Callable[[], Message]) -> Message:
     if ask is None:
         return Message(_pack(_UNREADABLE, {}), reply_to=envelope)
     try:
-        folder = site_policy.folder_of(ask)
+        folder = site_config.folder_of(ask)
     except JointDiffError as error:
         return Message(_pack(border.refusal(ask, error), {}), reply_to=envelope)
     with site_log.captured(folder):
@@ -77,7 +77,7 @@ def _let_through(
 ) -> tuple[RoundReport, dict[str, np.ndarray], str]:
     """Return what may leave of the work's reply, and what was stopped, by its name, for the site alone."""
     try:
-        policy = site_policy.policy_of(ask)
+        policy = site_config.policy_of(ask)
         reply = work()
         report, arrays = egress.check(ask, *_unpack(reply), policy)
         return report, arrays, ""

@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import site_policy, state
+from client import site_config, state
 from client.secure_sum import SecureSum
+from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
 from jointdiff import protocol
 from jointdiff.config import Config
-from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
+from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data, info_of
 from jointdiff.data.base import class_counts
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
@@ -78,12 +79,29 @@ class Site:
     @cached_property
     def data(self) -> HospitalData:
         """This hospital's images."""
-        return hospital_data(self.config.run, self.instructions.hospital_index)
+        run = self.config.run
+        if run.over_sites:
+            return self._own_data()
+        if self.site.data is not None:
+            raise RefusedError(
+                "The run names a data set, as only a simulation does, and this site trains on its own data alone: set "
+                "dataset=sites."
+            )
+        return hospital_data(run, self.instructions.hospital_index)
+
+    def _own_data(self) -> HospitalData:
+        if self.site.data is None:
+            raise RefusedError("The run asks for this site's own data (dataset=sites), and its site.yaml names none.")
+        from jointdiff.data.site_data import load_site
+
+        run = self.config.run
+        cache = self.folder / "state" / "data-cache"
+        return load_site(self.site.data, info_of(run), cache=cache, audit_holdout=run.audit_holdout)
 
     @cached_property
     def device(self) -> torch.device:
         """Where this hospital computes."""
-        return select_device(self.config.run.device)
+        return select_device(self.site.device or self.config.run.device)
 
     @property
     def secure_sum(self) -> SecureSum:
@@ -93,12 +111,17 @@ class Site:
     @property
     def folder(self) -> Path:
         """Where this hospital keeps what must not leave it."""
-        return site_policy.folder_of(self.instructions)
+        return site_config.folder_of(self.instructions)
 
     @cached_property
+    def site(self) -> SiteConfig:
+        """What this hospital says of itself."""
+        return site_config.config_of(self.instructions)
+
+    @property
     def policy(self) -> SitePolicy:
         """What this hospital allows."""
-        return site_policy.policy_of(self.instructions)
+        return self.site.policy
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
         """Return the network with the weights that the server sent, on the device."""
@@ -264,6 +287,7 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         hospital_index=site.instructions.hospital_index,
         device=site.device,
         folder=folder,
+        site=site.folder,
     )
     minimum, report = site.policy.min_cell_count, site.report(site.data.test)
     report = replace(report, num_images=shown(num_graded, minimum))

@@ -1,23 +1,16 @@
-"""What a site allows: its own `site.yaml`, strict, in the site's own folder. It can only tighten what the server asks.
+"""What a site allows: the sections of `site.yaml` that can only tighten what the server asks. Each is a table of rules.
 
-In a deployment it lies in the site's home, in a simulation in the hospital's folder, if it is there at all. An unknown
-section is refused: a new one is a line in _SECTIONS, with its keys in a table of their own.
+Where the file lies and what else it holds: site_config.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-import yaml
+from jointdiff.errors import ConfigError, nearest
 
-from jointdiff import storage
-from jointdiff.errors import ConfigError, RefusedError, nearest
-from jointdiff.protocol import RoundInstructions
-
-POLICY_FILE = "site.yaml"
 UNITS = ("image",)
 DEPLOYED_MIN_CELL_COUNT = 10
 LOWEST_CELL_COUNT = 3  # below it nothing is hidden: "less than 2" says 1
@@ -40,58 +33,6 @@ class SitePolicy:
 
 
 SIMULATED = SitePolicy(min_cell_count=0, server_samples=True)
-
-
-def policy_of(instructions: RoundInstructions) -> SitePolicy:
-    """Return the policy under which a site answers these instructions.
-
-    Raises:
-        RefusedError: The server names a folder, as a simulation does, for a site that has a policy of its own.
-        ConfigError: site.yaml is damaged, or holds an unknown key or a value out of its range.
-    """
-    if instructions.site_folder and is_deployed():
-        raise RefusedError(
-            "The server names a folder for this site, as only a simulation does, but the home on this machine belongs "
-            "to a site with a policy of its own. A simulation here needs another home: set JOINTDIFF_HOME."
-        )
-    return read_policy(folder_of(instructions), simulated=bool(instructions.site_folder))
-
-
-def folder_of(instructions: RoundInstructions) -> Path:
-    """Return the site's own folder: in a simulation the one that the server names, else the site's home.
-
-    Where the home has a site.yaml the server names nothing.
-    """
-    if instructions.site_folder and not is_deployed():
-        return Path(instructions.site_folder)
-    return storage.home()
-
-
-def is_deployed() -> bool:
-    """Tell whether this machine's home is that of a site: it has a site.yaml."""
-    return (storage.home_path() / POLICY_FILE).is_file()
-
-
-def read_policy(folder: Path, *, simulated: bool) -> SitePolicy:
-    """Read site.yaml from a site's folder; without one the defaults of a simulation or of a deployment hold.
-
-    Raises:
-        ConfigError: As `policy_of`.
-    """
-    path = Path(folder) / POLICY_FILE
-    default = SIMULATED if simulated else SitePolicy()
-    if not path.exists():
-        return default
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}. See configs/site.example.yaml for its form.") from None
-    policy = default
-    for key, section in _mapping({} if tree is None else tree, str(path)).items():
-        if key not in _SECTIONS:
-            raise ConfigError(f"Unknown section '{key}' in {path}: {nearest(str(key), _SECTIONS)}")
-        policy = _SECTIONS[key](policy, _mapping(section, f"'{key}' in {path}"), str(path))
-    return policy
 
 
 def _privacy(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
@@ -160,13 +101,7 @@ _EXPLANATIONS = {
     "report": _Rule("explanations_report", lambda v: v in REPORTS, f"one of {', '.join(REPORTS)}"),
     "show-names": _Rule("show_names", _is_bool, "true or false"),
 }
-_SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
+SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
     "privacy": _privacy,
     "explanations": _explanations,
 }
-
-
-def _mapping(value: Any, what: str) -> Mapping[Any, Any]:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{what} must be a mapping of keys to values, not {type(value).__name__}.")
-    return value

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
+from safetensors.torch import save_file
 
 import jointdiff
 from jointdiff.config import Config, ModelConfig
 from jointdiff.errors import CheckpointError, ConfigError
-from jointdiff.storage import write_atomic
+from jointdiff.storage import atomic_path
 
 FORMAT = "jointdiff-checkpoint-1"
 _OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash"}
@@ -74,7 +74,8 @@ def save(
         "code_version": jointdiff.__version__,
         "code_hash": code_hash,
     }
-    write_atomic(path, to_safetensors(state, metadata=metadata))
+    with atomic_path(path) as temporary:
+        save_file(state, temporary, metadata=metadata)
     return path
 
 
@@ -137,7 +138,9 @@ def export(source: Path | str, target: Path | str, config: Config, **facts: str)
     with safe_open(str(source), framework="pt", device="cpu") as file:
         metadata = file.metadata()
     metadata = {**metadata, "config": json.dumps(config.to_dict(), sort_keys=True), **facts}
-    return write_atomic(Path(target), to_safetensors(state, metadata=metadata))
+    with atomic_path(Path(target)) as temporary:
+        save_file(state, temporary, metadata=metadata)
+    return Path(target).absolute()
 
 
 def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:

@@ -126,9 +126,9 @@ def _open(options: argparse.Namespace) -> Trained:
 def _with_keys(config: Config, texts: Sequence[str]) -> Config:
     """Return a checkpoint's configuration with run-config keys changed; its network stays what it is."""
     run = absolute_paths(parse_run_config({**to_mapping(config.run), **parse_overrides(texts)}))
-    from jointdiff.data import dataset_info
+    from jointdiff.data import info_of
 
-    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    info = info_of(run)
     facts = (info.channels, info.num_outputs, info.task, run.image_size)
     own = (config.model.channels, config.model.num_outputs, config.model.task, config.model.image_size)
     if facts != own:

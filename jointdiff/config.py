@@ -25,6 +25,9 @@ STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 WEIGHTINGS = ("images", "labels", "equal")
 EVAL_SPLITS = ("test", "val")
+TASKS = ("multi-class", "multi-label")
+SITES = "sites"
+_HOSPITAL = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -32,10 +35,14 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 class RunConfig:
     """What the user asks for: exactly the run-config keys of the simulations."""
 
-    dataset: str = "phantom"  # phantom[:variant] | a MedMNIST name | npz:PATH
+    dataset: str = "phantom"  # phantom[:variant] | a MedMNIST name | npz:PATH | sites = the hospitals' own data
     data_root: str = ""  # folder of files already there; '' = medmnist's own default
+    classes: str = ""  # dataset=sites: names of the classes or findings, "normal,pneumonia"; sites map their own
+    channels: int = 1  # dataset=sites: 1 grey, 3 RGB
+    task: str = "multi-class"  # dataset=sites: multi-class | multi-label
     image_size: int = 28  # pixels per side
     num_hospitals: int = 3
+    hospitals: str = ""  # dataset=sites: who takes part, by the names of their admission, "st-mary,city"
     num_labels: int = 12  # labels kept in all hospitals together; 0 = all
     partition: str = "iid"  # iid | dirichlet:ALPHA | scanner | by-source
     split_seed: int = 0  # drives partition and which labels are kept
@@ -69,6 +76,21 @@ class RunConfig:
     home: str = ""  # '' = $JOINTDIFF_HOME, else ~/.jointdiff
     sites_home: str = ""  # '' = inside the run's folder; else sites keep their life across runs
     resume: bool = False  # carry on the unfinished run of this run-name, with its own settings
+
+    @property
+    def over_sites(self) -> bool:
+        """Whether the hospitals bring data of their own, as real ones do; else each is dealt a share of a data set."""
+        return self.dataset == SITES
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """With dataset=sites: what `classes` says."""
+        return _names(self.classes)
+
+    @property
+    def hospital_names(self) -> tuple[str, ...]:
+        """Who takes part, in order."""
+        return _names(self.hospitals) or tuple(f"hospital-{k + 1}" for k in range(self.num_hospitals))
 
 
 @dataclass(frozen=True)
@@ -263,6 +285,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             f"strategy={run.strategy} with num-faulty={run.num_faulty} needs num-hospitals of at least {needed}, not "
             f"{run.num_hospitals}: with fewer, the wrong ones can win."
         )
+    _check_sites(run)
     if run.secure_aggregation:
         _check_secure_aggregation(run)
     if not run.proximal_mu >= 0 or not run.server_learning_rate > 0:
@@ -304,6 +327,51 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
     if run.device not in ("auto", "cpu", "cuda") and not re.fullmatch(r"cuda:\d+", run.device):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {run.device!r}.")
     return run
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
+
+
+def _check_sites(run: RunConfig) -> None:
+    """Check what says which data the hospitals have: their own, or shares of a data set, never half of each."""
+    default = RunConfig()
+    if not run.over_sites:
+        for key in ("classes", "channels", "task", "hospitals"):
+            if getattr(run, key) != getattr(default, key):
+                raise ConfigError(
+                    f"{key}={getattr(run, key)!r} is for dataset=sites alone; dataset={run.dataset} knows its own. "
+                    "Leave it out."
+                )
+        return
+    _one_of("task", run.task, TASKS)
+    classes, least = run.class_names, 2 if run.task == "multi-class" else 1
+    if len(classes) < least or len(set(classes)) < len(classes) or not all(classes):
+        raise ConfigError(
+            f"dataset=sites needs classes: at least {least} different names with commas between them, such as "
+            f"classes=normal,pneumonia, not {run.classes!r}."
+        )
+    if run.channels not in (1, 3):
+        raise ConfigError(f"channels must be 1 (grey) or 3 (RGB), not {run.channels}.")
+    for key, wanted in (
+        ("num_labels", 0), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"), ("sites_home", "")
+    ):  # fmt: skip
+        if getattr(run, key) != wanted:
+            raise ConfigError(
+                f"{key.replace('_', '-')}={getattr(run, key)!r} makes no sense with dataset=sites: every hospital "
+                f"brings its own data and labels. Set {key.replace('_', '-')}={wanted!r}."
+            )
+    names = run.hospital_names
+    if len(set(names)) != run.num_hospitals or len(names) != run.num_hospitals:
+        raise ConfigError(
+            f"hospitals={run.hospitals!r} must name as many different hospitals as num-hospitals says: "
+            f"{run.num_hospitals}."
+        )
+    for name in names:
+        if not _HOSPITAL.fullmatch(name):
+            raise ConfigError(
+                f"A hospital's name must be 1 to 40 small letters, digits or '-', with a letter first, not {name!r}."
+            )
 
 
 def _check_secure_aggregation(run: RunConfig) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
-import torch
+
+_VALUES_AT_ONCE = 2**20
 
 
 def ema_decay_at(step: int, decay: float) -> float:
@@ -17,19 +16,6 @@ def ema_decay_at(step: int, decay: float) -> float:
     return min(decay, (step - 1) / step)
 
 
-def ema_update(
-    average: Mapping[str, torch.Tensor], new: Mapping[str, torch.Tensor], decay: float
-) -> dict[str, torch.Tensor]:
-    """Return decay * average + (1 - decay) * new, tensor by tensor, in float64 and back.
-
-    Raises:
-        ValueError: The two do not hold the same names.
-    """
-    if average.keys() != new.keys():
-        raise ValueError(f"EMA over different tensors: {sorted(average.keys() ^ new.keys())[:3]}")
-    return {k: (decay * average[k].double() + (1 - decay) * new[k].double()).to(new[k].dtype) for k in new}
-
-
 def moving_average(
     average: dict[str, np.ndarray], weights: dict[str, np.ndarray], round_number: int, decay: float
 ) -> dict[str, np.ndarray]:
@@ -38,9 +24,23 @@ def moving_average(
     Args:
         average, weights: A model's tensors by name: the average so far, and those after this round.
         decay: In [0, 1); 0 disables, and the weights themselves come back.
+
+    Raises:
+        ValueError: The two do not hold the same names.
     """
+    if average.keys() != weights.keys():
+        raise ValueError(f"EMA over different tensors: {sorted(average.keys() ^ weights.keys())[:3]}")
     if decay == 0:
         return weights
-    as_torch = [{name: torch.from_numpy(np.asarray(a)) for name, a in side.items()} for side in (average, weights)]
-    new = ema_update(as_torch[0], as_torch[1], ema_decay_at(round_number, decay))
-    return {name: tensor.numpy() for name, tensor in new.items()}
+    share = ema_decay_at(round_number, decay)
+    return {name: _mix(average[name], new, share) for name, new in weights.items()}
+
+
+def _mix(old: np.ndarray, new: np.ndarray, share: float) -> np.ndarray:
+    """Return share * old + (1 - share) * new, in float64 some values at a time: a whole model of it would be large."""
+    mixed = np.empty(new.shape, new.dtype)
+    flat, old, new = mixed.reshape(-1), np.ravel(old), np.ravel(new)
+    for start in range(0, flat.size, _VALUES_AT_ONCE):
+        part = slice(start, start + _VALUES_AT_ONCE)
+        flat[part] = share * old[part].astype(np.float64) + (1 - share) * new[part].astype(np.float64)
+    return mixed

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from jointdiff.appointed_referee import appointed_referee
 from jointdiff.config import Config
 from jointdiff.counterfactual import (
     DEFAULT_METHOD,
@@ -24,7 +25,7 @@ from jointdiff.fidelity import FeatureNet
 from jointdiff.grading import grade
 from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
-from jointdiff.sample_grades import grade_samples, simulation_referee
+from jointdiff.sample_grades import grade_samples
 from jointdiff.schedule import SCHEDULES
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
@@ -54,6 +55,7 @@ def explain_site(
     hospital_index: int,
     device: torch.device,
     folder: Path,
+    site: Path | None = None,
     method: str = DEFAULT_METHOD,
     progress: Progress | None = None,
 ) -> tuple[dict[str, float], int]:
@@ -61,6 +63,7 @@ def explain_site(
 
     Args:
         folder: Where the gallery goes, inside the site's own folder.
+        site: A real site's own folder, where its referee is kept; None: `folder`.
         method: One of counterfactual.METHODS.
         progress: Called after every batch with the numbers of scans done and in all.
 
@@ -79,7 +82,7 @@ def explain_site(
         folder=folder,
         progress=progress,
     )
-    referee = simulation_referee(config, device)
+    referee = appointed_referee(data, config, device, site=site or folder)
     grades = grade(
         scans.images,
         found.edited,
@@ -90,13 +93,13 @@ def explain_site(
         masks=scans.masks,
         twins=scans.twins,
         labels=scans.labels,
-        referee=referee.predict,
+        referee=referee.predict if referee else None,
         predict=lambda images: predict(model, images, device=device),
         features=FeatureNet(config.model.channels).features,
         seconds_per_image=found.seconds_per_image,
         task=config.model.task,
     )
-    accuracy = referee.accuracy(data.test)
+    accuracy = referee.accuracy(data.test) if referee else None
     if accuracy is not None:
         grades["referee_accuracy"] = accuracy
     write_gallery(
@@ -104,7 +107,7 @@ def explain_site(
         items=gallery_items(found),
         metrics=grades,
         class_names=data.info.class_names,
-        title=f"Explanations of hospital-{hospital_index + 1}, run {config.run.run_name}",
+        title=f"Explanations of {config.run.hospital_names[hospital_index]}, run {config.run.run_name}",
         real=data.info.real,
         task="multi-label" if config.model.task == "multi-label" else "multi-class",
     )

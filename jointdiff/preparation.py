@@ -13,7 +13,7 @@ import yaml
 
 from jointdiff import checkpoint, storage
 from jointdiff.config import Config, RunConfig, resolve, to_mapping
-from jointdiff.data import DatasetInfo, dataset_info
+from jointdiff.data import DatasetInfo, info_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.events import read_events
 from jointdiff.model import JointModel
@@ -29,7 +29,7 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
     Raises:
         JointDiffError: Unknown data set or preset, an existing run-name, an unwritable home, a model that does not fit.
     """
-    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    info = info_of(run)
     home = storage.home(run.home)
     run = replace(
         run,
@@ -94,7 +94,7 @@ def reopen(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
             )
         changes[key.replace("-", "_")] = value
     config = replace(stored, run=replace(stored.run, **changes))  # type: ignore[arg-type]
-    info = dataset_info(config.run.dataset, data_root=config.run.data_root, image_size=config.run.image_size)
+    info = info_of(config.run)
     return config, info, folder
 
 

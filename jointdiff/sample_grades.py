@@ -1,7 +1,7 @@
 """Grades of the generator, given at a hospital against its own scans: a referee's agreement, and KID per class.
 
-Only a simulation can do this: it knows every label, also those that are hidden from training. A site's grades are flat
-scalars; the server averages them over the hospitals.
+In a simulation every label serves, also those that are hidden from training; a real site has its own. The grades are
+flat scalars; the server averages them over the hospitals.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from jointdiff import fidelity, storage
+from jointdiff import fidelity
 from jointdiff.config import Config
-from jointdiff.data import HospitalData, load_dataset
+from jointdiff.data import HospitalData
 from jointdiff.model import JointModel
-from jointdiff.referee import Referee, cached_referee
+from jointdiff.referee import Referee
 from jointdiff.reproducibility import generator_for, seed_for
 from jointdiff.showcase import guided_samples
 
@@ -25,23 +25,11 @@ SAMPLES_PER_CLASS = 48  # drawn by each hospital
 MAX_REAL = 400  # real images of a class that KID compares with
 
 
-def simulation_referee(config: Config, device: torch.device) -> Referee:
-    """Return a classifier of another architecture, trained on all labels of the official training split, and cached.
-
-    It grades; nothing that trains ever sees it.
-    """
-    run = config.run
-    train = load_dataset(run.dataset, data_root=run.data_root, image_size=run.image_size).train
-    steps = 900 if config.model.task == "multi-label" else 300
-    home = storage.home(run.home)
-    return cached_referee(home, train, config.model.num_outputs, config.model.task, steps=steps, device=device)
-
-
 def grade_samples(
     model: JointModel,
     data: HospitalData,
     config: Config,
-    referee: Referee,
+    referee: Referee | None,
     *,
     hospital_index: int,
     device: torch.device,
@@ -52,8 +40,11 @@ def grade_samples(
     Returns:
         Flat scalars under `samples.`: num, referee_agreement (share that the referee gives the wanted class), and for
         each class k: kid.k.{samples,real,noise} against the hospital's own images of that class, with .error
-        (standard error). `real` compares the class's images with each other, `noise` with uniform noise.
+        (standard error). `real` compares the class's images with each other, `noise` with uniform noise. Nothing
+        where there is no referee.
     """
+    if referee is None:
+        return {}
     targets = np.repeat(np.arange(config.model.num_outputs), per_class)
     generator = generator_for(config.run.seed, hospital_index, config.run.num_rounds, "sample grades")
     images = guided_samples(model, config, targets, device=device, generator=generator)

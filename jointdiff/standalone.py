@@ -6,7 +6,7 @@ local-only (one hospital of several, with its own labels).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Train on one hospital's images and return the run's folder.
+    """Train on one hospital's share of a data set and return the run's folder.
 
     Args:
         run: With num-hospitals = 1 this is the centralised baseline.
@@ -44,9 +44,34 @@ def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[s
     if not 0 <= hospital < run.num_hospitals:
         raise ConfigError(f"--hospital must be 1 to {run.num_hospitals} (num-hospitals), not {hospital + 1}.")
     data = hospital_data(run, hospital)
+    elsewhere = [hospital_data(run, k).test for k in range(run.num_hospitals) if k != hospital]
+    return train_on(
+        run, data, name=f"hospital-{hospital + 1}", index=hospital, elsewhere=elsewhere, callback=callback
+    )  # fmt: skip
+
+
+def train_on(
+    run: RunConfig,
+    data: HospitalData,
+    *,
+    name: str,
+    index: int = 0,
+    elsewhere: Sequence[ImageSet] = (),
+    callback: Callable[[dict[str, Any]], None] | None = None,
+) -> Path:
+    """Train on these images alone, round by round as in a federation, and return the run's folder.
+
+    Args:
+        name: What the hospital is called in the run's record.
+        index: 0-based; with the seed it fixes every draw.
+        elsewhere: Test images of other hospitals; with the own ones they give the `pooled` metrics.
+        callback: Called with every event.
+
+    Raises:
+        JointDiffError: The run cannot start.
+    """
     device = select_device(run.device)
     config, info, folder = prepare(run)
-    name = f"hospital-{hospital + 1}"
     with storage.run_locked(folder):  # whoever lists or clears away runs sees that this one goes on
         record = RunRecord(folder, config, callback)
         try:
@@ -56,7 +81,7 @@ def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[s
                 num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0,
                 bytes_out=0, table=class_table(data),
             )  # fmt: skip
-            _rounds(config, data, hospital, device, record)
+            _rounds(config, data, name, index, elsewhere, device, record)
             record.finish()
         except BaseException as error:
             record.fail(error)
@@ -64,8 +89,11 @@ def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[s
     return folder
 
 
-def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.device, record: RunRecord) -> None:
-    name, run = f"hospital-{hospital + 1}", config.run
+def _rounds(
+    config: Config, data: HospitalData, name: str, index: int, elsewhere: Sequence[ImageSet], device: torch.device,
+    record: RunRecord,
+) -> None:  # fmt: skip
+    run = config.run
     weights: Tensors = initial_weights(config)
     average, state = weights, None
     model = JointModel(config.model).to(device)
@@ -83,17 +111,16 @@ def _rounds(config: Config, data: HospitalData, hospital: int, device: torch.dev
         record.event("round_started", round=number, num_rounds=run.num_rounds, hospitals=[name])
         _load(model, weights)
         metrics, state = train_round(
-            model, data, config, round_number=number, hospital_index=hospital, device=device, state=state
+            model, data, config, round_number=number, hospital_index=index, device=device, state=state
         )
         weights = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
         average = moving_average(average, weights, number, config.training.ema_decay)
         record.event("round_aggregated", round=number, num_replies=1, duration_s=0.0, metrics=metrics)
         prepare_head(number)
         _load(model, average)
-        shares = {k: _statistics(model, hospital_data(run, k).test, config, device) for k in range(run.num_hospitals)}
-        own, *others = shares[hospital], *(s for k, s in shares.items() if k != hospital)
-        heldout = _statistics(model, data.heldout, config, device).finish()["auc"] if data.heldout else None
-        pooled = own.merge(others).finish()
+        own = statistics_of(model, data.test, config, device)
+        heldout = statistics_of(model, data.heldout, config, device).finish()["auc"] if data.heldout else None
+        pooled = own.merge(statistics_of(model, images, config, device) for images in elsewhere).finish()
         record.event("evaluated", round=number, pooled=pooled, hospitals={name: own.finish()}, heldout_auc=heldout)
         record.save_round(average, round_number=number, heldout_auc=heldout)
 
@@ -102,7 +129,10 @@ def _load(model: JointModel, tensors: Tensors) -> None:
     model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
 
 
-def _statistics(model: JointModel, images: ImageSet, config: Config, device: torch.device) -> ClassificationStatistics:
+def statistics_of(
+    model: JointModel, images: ImageSet, config: Config, device: torch.device
+) -> ClassificationStatistics:  # fmt: skip
+    """Return how a model classifies images with labels, ready to be merged or finished."""
     probs = predict(model, images.images, device=device)
     return ClassificationStatistics.from_predictions(probs, images.labels, task=config.model.task)
 
@@ -110,6 +140,6 @@ def _statistics(model: JointModel, images: ImageSet, config: Config, device: tor
 def evaluate_checkpoint(model: JointModel, config: Config, device: torch.device) -> dict[str, Any]:
     """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
     first, *others = (
-        _statistics(model, hospital_data(config.run, k).test, config, device) for k in range(config.run.num_hospitals)
+        statistics_of(model, hospital_data(config.run, k).test, config, device) for k in range(config.run.num_hospitals)
     )
     return first.merge(others).finish()

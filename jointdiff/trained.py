@@ -11,7 +11,7 @@ import torch
 
 from jointdiff import checkpoint
 from jointdiff.config import Config, parse_run_config
-from jointdiff.data import dataset_info
+from jointdiff.data import info_of
 from jointdiff.errors import CheckpointError, JointDiffError
 from jointdiff.model import JointModel
 from jointdiff.training import select_device
@@ -30,7 +30,7 @@ class Trained:
         """Names of the outputs [K]; their numbers where the data that the model was trained on are not here."""
         run, model = self.config.run, self.config.model
         try:
-            names = dataset_info(run.dataset, data_root=run.data_root, image_size=model.image_size).class_names
+            names = info_of(run).class_names
         except JointDiffError:
             names = ()
         return (

@@ -17,7 +17,7 @@ import torch
 from jointdiff import diffusion, losses, pseudo_labels
 from jointdiff.augment import strong_view, weak_view
 from jointdiff.config import Config, TrainingConfig
-from jointdiff.data.base import ImageSet
+from jointdiff.data.base import UNKNOWN, ImageSet
 from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
@@ -222,7 +222,7 @@ def train_round(
     model.to(memory_format=torch.contiguous_format)
     metrics = {name: float(total) / run.local_steps for name, total in sums.items()}
     right = metrics.pop("_pseudo_right", None)
-    if right is not None and metrics.get("pseudo_coverage", 0) > 0:
+    if right is not None and metrics.get("pseudo_coverage", 0) > 0 and (data.hidden_labels != UNKNOWN).all():
         metrics["pseudo_accuracy"] = right / metrics["pseudo_coverage"]
     metrics["learning_rate"] = rate
     metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)

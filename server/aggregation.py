@@ -1,15 +1,15 @@
-"""How the hospitals' weights become one: weighted sums in float64, one hospital in memory at a time.
+"""How the hospitals' tensors become one: weighted sums in float64, of weights slice by slice.
 
 Pure: arrays in, arrays out. Tensors are dicts name -> array; a hospital's weight in the sum is its number of images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-Tensors = dict[str, np.ndarray]
+from server.slices import Sliced, Tensors, slices
 
 
 class WeightedSum:
@@ -69,19 +69,30 @@ class WeightedSum:
         return {name: (array / self.weight).astype(self._dtypes[name]) for name, array in self._sums.items()}
 
 
-def fedavg(updates: Iterable[tuple[Mapping[str, np.ndarray], float]]) -> Tensors:
-    """Return the average of the hospitals' weights, weighted by their numbers of images.
+def fedavg(parts: Sequence[Sliced], weights: Sequence[float], like: Mapping[str, np.ndarray]) -> Tensors:
+    """Return the average of the hospitals' weights, weighted by their numbers of images; memory holds one model.
 
     w = sum_k n_k w_k / sum_k n_k (McMahan et al., "Communication-Efficient Learning of Deep Networks from
-    Decentralized Data", AISTATS 2017, algorithm 1).
+    Decentralized Data", AISTATS 2017, algorithm 1), summed in float64 in the hospitals' order.
 
     Args:
-        updates: Pairs (tensors, num_images), in the hospitals' order; read one at a time.
+        parts: The hospitals' tensors, of names and shapes as in `like`.
+        weights: n_k, none negative; a hospital of weight 0 is not read.
+        like: Gives names, shapes and dtypes.
+
+    Raises:
+        ValueError: A weight is negative or not finite, or all are 0.
     """
-    total = WeightedSum()
-    for tensors, num_images in updates:
-        total.add(tensors, num_images)
-    return total.mean()
+    if not all(0 <= weight < float("inf") for weight in weights) or not any(weights):
+        raise ValueError(f"The weights of a mean must be finite, none negative, and not all 0: {list(weights)}.")
+    counted = [(part, weight) for part, weight in zip(parts, weights, strict=True) if weight]
+    merged = {name: np.empty(array.shape, array.dtype) for name, array in like.items()}
+    for name, start, stop in slices(like):
+        total = np.zeros(stop - start, np.float64)
+        for part, weight in counted:
+            total += weight * part.read(name, start, stop).astype(np.float64)
+        merged[name].reshape(-1)[start:stop] = total / sum(weights)
+    return merged
 
 
 def merge_statistics(parts: Iterable[Mapping[str, np.ndarray]]) -> Tensors:

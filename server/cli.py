@@ -15,7 +15,7 @@ from jointdiff.command_line import exit_code_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.views.format import MISSING, num_bytes, number
 from jointdiff.views.terminal import printable
-from server import prune, resume, runs
+from server import commands_certificates, commands_deployment, commands_hospitals, prune, resume, runs
 
 _COLUMNS = ("run", "state", "round", "method", "data", "hospitals", "AUC", "bal.acc", "started (UTC)", "size")
 
@@ -72,6 +72,9 @@ def _parser() -> argparse.ArgumentParser:
     board = commands.add_parser("tensorboard", parents=[one_run, everywhere], help="write TensorBoard files of a run")
     board.add_argument("--follow", action="store_true", help="go on until the run has ended")
     board.set_defaults(command=_tensorboard)
+    commands_certificates.add_commands(commands)
+    commands_hospitals.add_commands(commands)
+    commands_deployment.add_commands(commands)
     return parser
 
 

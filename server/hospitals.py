@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message
@@ -57,6 +57,7 @@ class Hospitals:
         names: Sequence[str],
         *,
         one_each: bool = False,
+        nodes: Mapping[str, int] | None = None,
         reply_timeout_s: float = 3600.0,
         node_timeout_s: float = 180.0,
         clock: Callable[[], float] = time.monotonic,
@@ -66,12 +67,13 @@ class Hospitals:
 
         Args:
             one_each: Every hospital has a SuperNode of its own for the whole run: two on one would be one party.
+            nodes: The SuperNode of each hospital, where it is known from its admission; implies one_each.
             reply_timeout_s: For one hospital's one answer, the start of its process included.
             node_timeout_s: For the first SuperNode to connect; with one_each for all of them.
         """
         self.names = tuple(names)
-        self._one_each = one_each
-        self._own_node: dict[str, int] = {}  # with one_each
+        self._one_each = one_each or nodes is not None
+        self._own_node = dict(nodes or {})  # with one_each
         self._grid = grid
         self._reply_timeout_s = reply_timeout_s
         self._node_timeout_s = node_timeout_s

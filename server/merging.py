@@ -11,10 +11,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jointdiff.config import RunConfig
-from server.aggregation import Tensors, WeightedSum
-from server.optimizers import adaptive_step
+from server.aggregation import fedavg
+from server.optimizers import ADAPTIVE, adaptive_step
 from server.replies import Reply
 from server.robust import krum, median, trimmed_mean
+from server.slices import Sliced, Tensors, slices
 from server.spool import Spool
 
 NORM_FACTOR = 10.0  # a change more than so many times the others' median is no honest training
@@ -23,12 +24,7 @@ _MIN_TO_JUDGE = 3  # of two that differ nobody knows which one is wrong
 
 
 def merge(
-    replies: Sequence[Reply],
-    spool: Spool,
-    run: RunConfig,
-    *,
-    weights: Mapping[str, np.ndarray],
-    moments: Mapping[str, np.ndarray],
+    replies: Sequence[Reply], spool: Spool, run: RunConfig, *, weights: Mapping[str, np.ndarray], moments: Tensors
 ) -> tuple[Tensors, Tensors]:
     """Return the next weights and the server optimiser's moments ({} for strategies without).
 
@@ -37,7 +33,7 @@ def merge(
         spool: Holds their tensors.
         run: Names strategy, weighting and the settings of both.
         weights: What the hospitals started from.
-        moments: Of the round before.
+        moments: Of the round before, as `initial_moments` gives the first; overwritten.
     """
     parts = [spool.open(reply.hospital) for reply in replies]
     if run.strategy == "trimmed-mean":
@@ -47,25 +43,21 @@ def merge(
     if run.strategy in ("krum", "multi-krum"):
         wanted = 1 if run.strategy == "krum" else max(1, len(parts) - run.num_faulty)
         chosen = krum(parts, weights, num_faulty=run.num_faulty, num_chosen=wanted)
-        return _mean([replies[i] for i in sorted(chosen)], spool, "equal"), {}
-    return apply_mean(_mean(replies, spool, run.weighting), run, weights=weights, moments=moments)
+        return fedavg([parts[i] for i in sorted(chosen)], [1.0] * len(chosen), weights), {}
+    mean = fedavg(parts, hospital_weights(replies, run.weighting), weights)
+    return apply_mean(mean, run, weights=weights, moments=moments)
 
 
 def apply_mean(
-    mean: Tensors, run: RunConfig, *, weights: Mapping[str, np.ndarray], moments: Mapping[str, np.ndarray]
+    mean: Tensors, run: RunConfig, *, weights: Mapping[str, np.ndarray], moments: Tensors
 ) -> tuple[Tensors, Tensors]:
-    """Return the next weights and the server optimiser's moments from the mean of what the hospitals trained."""
-    if run.strategy in ("fedadam", "fedyogi"):
+    """Return the next weights and the server optimiser's moments from the mean of what the hospitals trained.
+
+    Mean and moments are overwritten: memory holds no second model.
+    """
+    if run.strategy in ADAPTIVE:
         return adaptive_step(run.strategy, weights, mean, moments, learning_rate=run.server_learning_rate)
     return mean, {}  # fedavg; fedprox differs at the hospitals only
-
-
-def _mean(replies: Sequence[Reply], spool: Spool, weighting: str) -> Tensors:
-    total = WeightedSum()
-    for reply, weight in zip(replies, hospital_weights(replies, weighting), strict=True):
-        if weight:
-            total.add(spool.read(reply.hospital), weight)
-    return total.mean()
 
 
 def hospital_weights(replies: Sequence[Reply], weighting: str) -> list[float]:
@@ -88,7 +80,7 @@ def outliers(replies: Sequence[Reply], spool: Spool, weights: Mapping[str, np.nd
     """
     if len(replies) < _MIN_TO_JUDGE:
         return {}
-    norms = {reply.hospital: change_norm(spool.read(reply.hospital), weights) for reply in replies}
+    norms = {reply.hospital: change_norm(spool.open(reply.hospital), weights) for reply in replies}
     found = {}
     for hospital, norm in norms.items():
         usual = float(np.median([other for name, other in norms.items() if name != hospital]))
@@ -125,7 +117,11 @@ def questionable(replies: Sequence[Reply], *, num_classes: int) -> dict[str, str
     return found
 
 
-def change_norm(tensors: Mapping[str, np.ndarray], weights: Mapping[str, np.ndarray]) -> float:
+def change_norm(part: Sliced, weights: Mapping[str, np.ndarray]) -> float:
     """Return the Euclidean norm of what a hospital changed, in float64."""
-    squares = (float(((tensors[name].astype(np.float64) - old) ** 2).sum()) for name, old in weights.items())
-    return float(np.sqrt(sum(squares)))
+    total = 0.0
+    for name, start, stop in slices(weights):
+        change = part.read(name, start, stop).astype(np.float64)
+        change -= weights[name].reshape(-1)[start:stop]
+        total += float(change @ change)
+    return math.sqrt(total)

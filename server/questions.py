@@ -21,7 +21,7 @@ from jointdiff.errors import RunError
 from jointdiff.protocol import RoundInstructions
 from jointdiff.record import RunRecord
 from server.hospitals import Hospitals
-from server.replies import Reply, one_line, to_arrays
+from server.replies import Reply, failure, one_line, to_arrays
 from server.spool import Spool
 
 Tensors = Mapping[str, np.ndarray]
@@ -146,14 +146,15 @@ class Questions:
                 for name in waiting
             ]
             for reply in self._hospitals.ask(questions, arrays):
-                self._note(kind, number, reply)
-                if reply.surplus:
-                    continue
-                spool.write(reply.hospital, reply.tensors)
-                replies[reply.hospital] = replace(reply, tensors={})
+                kept = _spooled(reply, spool)
+                del reply  # before the next one comes: two models would be in memory
+                self._note(kind, number, kept)
+                if not kept.surplus:
+                    replies[kept.hospital] = kept
             waiting = [name for name in waiting if replies[name].unreachable]
             if not waiting:
                 break
+        arrays.clear()  # Flower's records hold each other in cycles: a model would wait until Python looks for them
         ordered = [replies[name] for name in names if name in replies]
         return Answers(spool, [r for r in ordered if r.ok], {r.hospital: r.report.reason for r in ordered if not r.ok})
 
@@ -194,7 +195,7 @@ class Questions:
             hospital_index=index,
             round=number,
             config=self._config.to_dict(),
-            site_folder=str(self._sites / hospital),
+            site_folder="" if run.over_sites else str(self._sites / hospital),
             code_version=identity.code_version(),
             code_hash=identity.code_hash(),
         )
@@ -222,3 +223,14 @@ class Questions:
             fields["reason"] = report.reason
             fields |= {"code": report.code} if report.code else {}
         self._record.event(_DONE[report.status], **fields)
+
+
+def _spooled(reply: Reply, spool: Spool) -> Reply:
+    """Put a reply's tensors on disk and return it without them, or as failed where they are of no model's types."""
+    if reply.surplus:
+        return reply
+    try:
+        spool.write(reply.hospital, reply.tensors)
+    except ValueError as error:
+        return failure(reply.hospital, one_line(str(error)), bytes_in=reply.bytes_in)
+    return replace(reply, tensors={})

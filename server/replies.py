@@ -69,8 +69,8 @@ def read_reply(hospital: str, message: Message, *, bytes_in: int = 0) -> Reply:
     try:
         report = _read_report(str(message.content.config_records["report"]["json"]), hospital)
         arrays = message.content.array_records["arrays"]
-        tensors = {name: array.numpy() for name, array in arrays.items()}
-        arrays.clear()  # Flower's records hold each other in cycles: models would pile up until Python looks for them
+        # One by one: no model is in memory twice, and Flower's records, which hold each other in cycles, keep none.
+        tensors = {name: arrays.pop(name).numpy() for name in list(arrays)}
     except Exception as error:  # the sender is not trusted: any error here is its fault, not ours
         reason = f"its reply cannot be read ({error})" if isinstance(error, _BadReportError) else (
             f"its reply cannot be read ({type(error).__name__})")  # fmt: skip

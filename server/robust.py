@@ -6,20 +6,11 @@ hospitals. All hospitals count alike: a weight that a hospital names itself woul
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-Tensors = dict[str, np.ndarray]
-_VALUES_AT_ONCE = 2**20  # over all hospitals: 8 MB in float64
-
-
-class Sliced(Protocol):
-    """One hospital's tensors, readable in slices."""
-
-    def read(self, name: str, start: int, stop: int) -> np.ndarray:
-        """Return elements [start, stop) of the flattened tensor `name`."""
+from server.slices import Sliced, Tensors, slices
 
 
 def trimmed_mean(parts: Sequence[Sliced], like: Mapping[str, np.ndarray], *, num_faulty: int) -> Tensors:
@@ -59,7 +50,7 @@ def krum(parts: Sequence[Sliced], like: Mapping[str, np.ndarray], *, num_faulty:
     """
     count = len(parts)
     distances = np.zeros((count, count))
-    for name, start, stop in _slices(like, count):
+    for name, start, stop in slices(like, count):
         values = _stack(parts, name, start, stop)
         values -= values.mean(axis=0)  # |a - b|^2 = a.a + b.b - 2 a.b loses its digits far from the origin
         products = values @ values.T
@@ -75,16 +66,9 @@ def _by_coordinate(
     parts: Sequence[Sliced], like: Mapping[str, np.ndarray], rule: Callable[[np.ndarray], np.ndarray]
 ) -> Tensors:
     merged = {name: np.empty(array.shape, array.dtype) for name, array in like.items()}
-    for name, start, stop in _slices(like, len(parts)):
+    for name, start, stop in slices(like, len(parts)):
         merged[name].reshape(-1)[start:stop] = rule(_stack(parts, name, start, stop))
     return merged
-
-
-def _slices(like: Mapping[str, np.ndarray], num_parts: int) -> Iterator[tuple[str, int, int]]:
-    length = max(1, _VALUES_AT_ONCE // max(1, num_parts))
-    for name, array in like.items():
-        for start in range(0, array.size, length):
-            yield name, start, min(start + length, array.size)
 
 
 def _stack(parts: Sequence[Sliced], name: str, start: int, stop: int) -> np.ndarray:

@@ -8,7 +8,7 @@ its last complete round. Replies are merged in the hospitals' order, so the orde
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
 from server.merging import apply_mean, merge, outliers, questionable
+from server.optimizers import initial_moments
 from server.questions import Questions
 from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
@@ -72,21 +73,44 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
     return folder
 
 
+def _nodes_of(names: Sequence[str], home: Path) -> dict[str, int]:
+    """Return the SuperNode of each hospital, as its admission says.
+
+    Raises:
+        RunError: A hospital is not admitted, or was revoked.
+    """
+    from server.admission import admitted
+
+    known = admitted(home)
+    if missing := [name for name in names if name not in known]:
+        raise RunError(
+            f"{', '.join(missing)}: not admitted to the federation in {home}, or revoked. Admitted are: "
+            f"{', '.join(known) or 'none'}. Admit a hospital by `jointdiff-server admit NAME key.pub`."
+        )
+    return {name: known[name] for name in names}
+
+
 class Federation:
     """The server's side of a run: the global weights, their average over the rounds, and what to do with replies."""
 
     def __init__(self, grid: Grid, config: Config, record: RunRecord) -> None:
         self.config = config
         self.record = record
-        names = [f"hospital-{k + 1}" for k in range(config.run.num_hospitals)]
+        names = list(config.run.hospital_names)
         secure = config.run.secure_aggregation
-        self.hospitals = Hospitals(grid, names, one_each=secure, reply_timeout_s=config.run.round_timeout_s)
+        self.hospitals = Hospitals(
+            grid,
+            names,
+            one_each=secure,
+            nodes=_nodes_of(names, storage.home_path(config.run.home)) if config.run.over_sites else None,
+            reply_timeout_s=config.run.round_timeout_s,
+        )
         self.questions = Questions(self.hospitals, config, record)
         self.secure_sums = SecureSums(self.questions, names, config, record) if secure else None
         self.round_number = 0  # the last complete round
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
-        self.moments: Tensors = {}  # of the server's optimiser
+        self.moments = initial_moments(config.run.strategy, self.weights)  # of the server's optimiser
         self._undescribed = names
         self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from safetensors.numpy import save_file
 
 from jointdiff.errors import CheckpointError, RunError
-from jointdiff.storage import write_atomic
+from jointdiff.storage import atomic_path
 
 FORMAT = "jointdiff-server-state-1"
 _FILE = re.compile(r"round-(\d+)\.safetensors")
@@ -47,7 +47,8 @@ def write_state(run_folder: Path, state: RunState) -> Path:
         f"{part}/{name}": np.ascontiguousarray(array) for part in _PARTS for name, array in getattr(state, part).items()
     }
     try:
-        write_atomic(path, save(tensors, metadata={"format": FORMAT, "round": json.dumps(state.round_number)}))
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "round": json.dumps(state.round_number)})
     except OSError as error:
         raise RunError(
             f"The state after round {state.round_number} cannot be written to {path}: {error.strerror or error}. The "

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
-_DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "U8": np.uint8}
+_DTYPES = {  # safetensors' names
+    "F64": np.float64, "F32": np.float32, "F16": np.float16, "I64": np.int64, "I32": np.int32, "I16": np.int16,
+    "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8, "BOOL": np.bool_,
+}  # fmt: skip
 
 
 class Spool:
@@ -32,12 +35,19 @@ class Spool:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def write(self, hospital: str, tensors: Mapping[str, np.ndarray]) -> None:
-        """Keep the tensors of one hospital; a second reply replaces the first."""
+        """Keep the tensors of one hospital; a second reply replaces the first.
+
+        Raises:
+            ValueError: A tensor is of a type that no model has.
+        """
+        for name, array in tensors.items():
+            if array.dtype not in _DTYPES.values():
+                raise ValueError(f"{name} is of type {array.dtype}, which no model has")
         save_file({name: np.asarray(array, order="C") for name, array in tensors.items()}, self._path(hospital))
 
     def read(self, hospital: str) -> dict[str, np.ndarray]:
         """Return the tensors of one hospital."""
-        return load_file(self._path(hospital))
+        return self.open(hospital).read_all()
 
     def open(self, hospital: str) -> SpooledTensors:
         """Return the tensors of one hospital, to be read in slices."""
@@ -57,6 +67,11 @@ class SpooledTensors:
             header = json.loads(file.read(length))
         self._start = 8 + length
         self._entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+
+    def read_all(self) -> dict[str, np.ndarray]:
+        """Return every tensor, in its shape."""
+        shapes = {name: tuple(entry["shape"]) for name, entry in self._entries.items()}
+        return {name: self.read(name, 0, math.prod(shape)).reshape(shape) for name, shape in shapes.items()}
 
     def read(self, name: str, start: int, stop: int) -> np.ndarray:
         """Return elements [start, stop) of a tensor, flattened.

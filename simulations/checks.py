@@ -104,9 +104,9 @@ def check(run: RunConfig) -> Config:
     if run.sites_home:
         storage.home(run.sites_home)
     # torch takes seconds to import: what can be known without it has been checked above.
-    from jointdiff.data import dataset_info, hospital_data
+    from jointdiff.data import hospital_data, info_of
 
-    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    info = info_of(run)
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
     from jointdiff.preparation import check_startable
     from jointdiff.training import select_device

@@ -30,7 +30,7 @@ from jointdiff.config import (
     resolve,
     to_mapping,
 )
-from jointdiff.data import dataset_info, hospital_data
+from jointdiff.data import hospital_data, info_of
 from jointdiff.errors import ConfigError, JointDiffError
 from jointdiff.events import read_events
 from jointdiff.overrides import absolute_paths, parse_overrides
@@ -154,7 +154,7 @@ def _finished(folder: Path) -> bool:
 
 def _check_same(folder: Path, run: RunConfig) -> None:
     """Refuse to take an old run's numbers for those of a run with other settings, presets included."""
-    info = dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    info = info_of(run)
     wanted = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task).to_dict()
     found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     for section, values in wanted.items():

@@ -19,11 +19,12 @@ import numpy as np
 import torch
 
 from jointdiff import checkpoint, storage
+from jointdiff.appointed_referee import simulation_referee
 from jointdiff.command_line import exit_code_of
 from jointdiff.config import EVAL_SPLITS, Config, parse_run_config
 from jointdiff.controls import Edits, all_controls
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets
-from jointdiff.data import ImageSet, dataset_info, hospital_data
+from jointdiff.data import ImageSet, hospital_data, info_of
 from jointdiff.errors import CheckpointError, ConfigError, RunError, nearest
 from jointdiff.evaluation import predict
 from jointdiff.explanation import MAX_REFERENCES, choose_scans, references
@@ -33,7 +34,6 @@ from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.realism import denoising_losses, grouped_kid
 from jointdiff.referee import Referee
 from jointdiff.reproducibility import SERVER, generator_for, seed_for
-from jointdiff.sample_grades import simulation_referee
 from jointdiff.schedule import SCHEDULES
 from jointdiff.training import select_device
 from simulations.explain_table import BASELINE, EVERYWHERE, Row, directions, notes, table
@@ -155,7 +155,7 @@ def grade_run(
                 edits.setdefault((name, control), []).append(part)
     scans = _together(chosen)
     judged = _judge(run, scans, referee, {key: Edits.together(parts) for key, parts in edits.items()})
-    names = dataset_info(settings.dataset, data_root=settings.data_root, image_size=settings.image_size).class_names
+    names = info_of(settings).class_names
     return _rows(run, judged, names), {
         "run": run.name,
         "num_scans": len(scans),

@@ -7,8 +7,6 @@ asked for.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import socket
 import subprocess
@@ -17,30 +15,17 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jointdiff.errors import RunError
 from jointdiff.overrides import to_toml
-from simulations.processes import end_with_parent
+from jointdiff.processes import end_with_parent
+from server.control import Control, RunStatus, flower_environment, last_lines, tool
+from server.follow import TASK_ENDED, Tail
 
 CONNECTION = "jointdiff"  # the name of our SuperLink in the private Flower home's config.toml
 START_TIMEOUT_S = 90.0
-COMMAND_TIMEOUT_S = 120.0
-
-
-@dataclass(frozen=True)
-class RunStatus:
-    """What the daemon says of a run."""
-
-    status: str  # pending | starting | running | finished:completed | finished:failed | finished:stopped
-    details: str  # the cause of a failure; may be empty
-
-    @property
-    def is_finished(self) -> bool:
-        """Whether the run has ended, well or not."""
-        return self.status.startswith("finished")
 
 
 class FlowerDaemon:
@@ -57,6 +42,8 @@ class FlowerDaemon:
         self.daemon_log = flower_home / "superlink.log"
         self.run_log = flower_home / "run.log"
         self._extra_environment = dict(extra_environment or {})
+        self._control: Control | None = None
+        self._log_lines = Tail(self.daemon_log)
         self._process: subprocess.Popen[bytes] | None = None
         self._log_stream: subprocess.Popen[bytes] | None = None
         self._ray_folder = ""
@@ -98,9 +85,10 @@ class FlowerDaemon:
             f'address = "{address}"\ninsecure = true\n',
             encoding="utf-8",
         )
+        self._control = Control(self.home, self._environment, CONNECTION)
         command = [
             *(sys.executable, "-m", "simulations.guard", self._ray_folder),
-            *(_tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
+            *(tool("flower-superlink"), "--insecure", "--simulation", "--isolation", "subprocess"),
             # Sites run what they installed: no index is asked at run time, so a run works offline.
             *("--disable-runtime-dependency-installation", "--host", "127.0.0.1", "--port", str(port)),
         ]
@@ -140,11 +128,11 @@ class FlowerDaemon:
         settings = self.home / "run-config.toml"
         settings.write_text(to_toml(run_config), encoding="utf-8")
         resources = " ".join(f"{key}={value}" for key, value in federation.items())
-        answer = self._ask("run", str(app), CONNECTION, "--run-config", str(settings), "--federation-config", resources)
-        run_id = str(answer["run-id"])
+        assert self._control is not None
+        run_id = self._control.submit(app, "--run-config", str(settings), "--federation-config", resources)
         with open(self.run_log, "wb") as log:
             self._log_stream = subprocess.Popen(
-                [_tool("flwr"), "log", run_id, CONNECTION, "--stream"],
+                [tool("flwr"), "log", run_id, CONNECTION, "--stream"],
                 cwd=self.home,
                 env=self._environment,
                 stdin=subprocess.DEVNULL,
@@ -156,68 +144,39 @@ class FlowerDaemon:
         return run_id
 
     def status(self, run_id: str) -> RunStatus:
-        """Ask how a run stands; the exit codes of Flower's commands do not tell.
+        """Ask how a run stands.
 
         Raises:
             RunError: The daemon does not know the run, or does not answer.
         """
-        runs = self._ask("list", CONNECTION, "--run-id", run_id).get("runs") or []
-        if not runs:
-            raise RunError(f"Flower's daemon does not know run {run_id} any more. Its log: {self.daemon_log}")
-        details = runs[0].get("status-details") or ""
-        return RunStatus(status=str(runs[0]["status"]), details="" if details == "N/A" else str(details))
+        assert self._control is not None
+        return self._control.status(run_id)
 
-    def _ask(self, *arguments: str) -> dict[str, Any]:
-        """Run one `flwr` command and return its JSON answer."""
-        try:
-            done = subprocess.run(
-                [_tool("flwr"), *arguments, "--format", "json"],
-                cwd=self.home,
-                env=self._environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=COMMAND_TIMEOUT_S,
-                start_new_session=True,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            raise RunError(f"`flwr {arguments[0]}` does not answer after {COMMAND_TIMEOUT_S:.0f} s.") from None
-        answer = _last_json(done.stdout)
-        if done.returncode != 0 or not answer.get("success"):
-            cause = answer.get("error-message") or done.stderr.strip() or done.stdout.strip() or "no output"
-            raise RunError(f"`flwr {arguments[0]}` failed (exit {done.returncode}): {' '.join(str(cause).split())}")
-        return answer
+    def trouble(self) -> str:
+        """Return why no run can end any more: the daemon is gone; '' while it runs."""
+        code = self.exit_code()
+        return "" if code is None else f"Flower's daemon ended with code {code} before the run did."
+
+    def has_news(self) -> bool:
+        """Say whether the daemon has logged since the last look that a task has ended."""
+        return any(TASK_ENDED.search(line) for line in self._log_lines.lines())
+
+    def last_lines(self, run_id: str) -> tuple[str, ...]:
+        """Return the end of the run's log."""
+        time.sleep(0.5)  # the log reaches us through two processes
+        return last_lines(self.run_log.read_text(encoding="utf-8", errors="replace")) if self.run_log.exists() else ()
 
 
 def _environment(home: Path, ray_folder: str, extra: Mapping[str, str]) -> dict[str, str]:
-    environment = dict(os.environ)
+    environment = flower_environment(home)
     environment.pop("RAY_ADDRESS", None)  # never join a cluster that is there already
-    loopback = ",".join(
-        filter(None, (environment.get("NO_PROXY") or environment.get("no_proxy"), "127.0.0.1,localhost"))
-    )
     environment.update(
-        PATH=os.pathsep.join((str(Path(sys.executable).parent), environment.get("PATH", os.defpath))),
-        FLWR_HOME=str(home),
-        FLWR_TELEMETRY_ENABLED="0",
-        FLWR_DISABLE_UPDATE_CHECK="1",
         RAY_USAGE_STATS_ENABLED="0",
         RAY_TMPDIR=ray_folder,
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="1",
-        NO_PROXY=loopback,
-        no_proxy=loopback,
-        PYTHONUNBUFFERED="1",
     )
     environment.update(extra)
     return environment
-
-
-def _tool(name: str) -> str:
-    """Return the path of a command of this environment; PATH may name another one."""
-    path = Path(sys.executable).parent / name
-    if not path.exists():
-        raise RunError(f"{path} is missing. Install JointDiff into this environment: pip install -e .")
-    return str(path)
 
 
 def _free_port() -> int:
@@ -233,15 +192,3 @@ def _answers(url: str) -> bool:
             return bool(reply.status == 200)
     except OSError:
         return False
-
-
-def _last_json(text: str) -> dict[str, Any]:
-    """Return the JSON object in the output of a `flwr` command, which may have lines of prose before it."""
-    start = text.find("{")
-    if start < 0:
-        return {}
-    try:
-        answer = json.JSONDecoder().raw_decode(text, start)[0]
-    except ValueError:
-        return {}
-    return answer if isinstance(answer, dict) else {}

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-from simulations.processes import adopt_orphans, end_processes, end_with_parent
+from jointdiff.processes import adopt_orphans, end_processes, end_with_parent
 
 _LOOK_S = 0.2
 

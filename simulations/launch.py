@@ -21,13 +21,10 @@ import yaml
 from jointdiff import storage
 from jointdiff.config import RunConfig, to_mapping
 from jointdiff.errors import JointDiffError, RunError
-from jointdiff.events import EventLog, read_events
-from jointdiff.history import effective, how_to_resume
-from jointdiff.views.report import write_report
 from jointdiff.views.terminal import ProgressPrinter
+from server.follow import Follower, Verdict, record_end
 from simulations import checks, resources
 from simulations.flower_daemon import FlowerDaemon
-from simulations.follow import Follower, Verdict
 
 _KEYS_SHOWN = ("dataset", "num-hospitals", "num-labels", "partition", "method", "num-rounds", "local-steps", "device")
 
@@ -149,7 +146,7 @@ def _simulate(app: Path, run: RunConfig) -> Verdict:
             raise
         finally:
             stack.close()
-            _record_end(run_folder, verdict)
+            record_end(run_folder, verdict)
             if verdict.ok:
                 shutil.rmtree(flower_home, ignore_errors=True)
                 with contextlib.suppress(OSError):
@@ -164,19 +161,6 @@ def _announce(app: Path, run: RunConfig, run_folder: Path) -> None:
     print(f"JointDiff simulation {app.name}: " + " ".join(f"{key}={values[key]}" for key in _KEYS_SHOWN))
     print(f"Run folder: {run_folder}")
     print("Starting Flower and Ray (10 to 20 s) ...", flush=True)
-
-
-def _record_end(run_folder: Path, verdict: Verdict) -> None:
-    """Close the diary of a run whose server could not do it any more."""
-    path = run_folder / "events.jsonl"
-    if verdict.ok or not path.exists():
-        return
-    with contextlib.suppress(JointDiffError, OSError):
-        events = effective(read_events(path))
-        if not any(event["event"] in ("run_finished", "run_failed") for event in events):
-            resume = how_to_resume(run_folder.name)
-            EventLog(path).append("run_failed", reason=verdict.cause, duration_s=None, resume=resume)
-            write_report(run_folder)
 
 
 @contextlib.contextmanager

@@ -85,7 +85,7 @@ def quick_referee(monkeypatch: pytest.MonkeyPatch) -> None:
     def train(_home: Path, train: Any, num_outputs: int, task: str, **_: Any) -> Any:
         return train_referee(train, num_outputs, task, steps=2)
 
-    monkeypatch.setattr("jointdiff.sample_grades.cached_referee", train)
+    monkeypatch.setattr("jointdiff.appointed_referee.cached_referee", train)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from jointdiff.appointed_referee import simulation_referee
 from jointdiff.config import resolve
 from jointdiff.data import HospitalData, hospital_data
 from jointdiff.model import JointModel
 from jointdiff.referee import train_referee
-from jointdiff.sample_grades import grade_samples, merge_sample_grades, simulation_referee
+from jointdiff.sample_grades import grade_samples, merge_sample_grades
 
 CPU = torch.device("cpu")
 

@@ -3,6 +3,7 @@
     train_images  uint8 [N, H, W] (grey) or [N, H, W, 1 or 3]; H = W
     train_labels  integers [N] or [N, 1] (classes from 0) or [N, L] (0/1 per finding); -1 = not known
     train_source  optional, integers [N]: the scanner or department an image came from, for partition=by-source
+    train_patient optional, integers [N]: whom an image is of; read at a site, not in a simulation
     val_*, test_* optional, the same; without a test split, a fifth of the labelled images becomes it
     class_names   optional, text [K or L]
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import zipfile
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +61,32 @@ def load_npz(path: str, *, data_root: str = "", image_size: int = 28, seed: int 
     return _read(path, data_root, build)
 
 
+def load_whole(path: str) -> Dataset:
+    """Load a site's own arrays as they are: images of any size, patients, and no test split where there is none.
+
+    Without `class_names` the classes are called by their numbers.
+
+    Raises:
+        ConfigError: No path.
+        DataError: The file is missing, damaged, or holds something else.
+    """
+
+    def build(arrays: Any) -> Dataset:
+        info = _describe(arrays, f"npz:{path}", None)
+        train = _image_set(arrays, "train", info)
+        test = _image_set(arrays, "test", info) if "test_images" in arrays else train.select(np.arange(0))
+        known = {s: _numbers(arrays, f"{s}_patient", len(x), info.name) for s, x in (("train", train), ("test", test))}
+        if len(test) and (known["train"] is None) != (known["test"] is None):
+            raise DataError(f"{info.name} names patients in one of train_patient and test_patient: give both or none.")
+        train = replace(train, patients=known["train"])
+        test = replace(test, patients=known["test"]) if len(test) else train.select(np.arange(0))
+        if "class_names" not in arrays:
+            info = replace(info, class_names=tuple(str(k) for k in range(info.num_outputs)))
+        return Dataset(info=info, train=train, val=train.select(np.arange(0)), test=test)
+
+    return _read(path, "", build)
+
+
 def _read(path: str, data_root: str, use: Callable[[Any], T]) -> T:
     if not path:
         raise ConfigError("dataset 'npz:' needs a path: dataset=npz:/absolute/path/to/arrays.npz")
@@ -78,12 +106,12 @@ def _read(path: str, data_root: str, use: Callable[[Any], T]) -> T:
         ) from None
 
 
-def _describe(arrays: Any, name: str, image_size: int) -> DatasetInfo:
+def _describe(arrays: Any, name: str, image_size: int | None) -> DatasetInfo:
     for key in ("train_images", "train_labels"):
         if key not in arrays:
             raise DataError(f"{name} holds no array '{key}'; it holds: {', '.join(arrays) or 'nothing'}.")
     images = _images(arrays, "train", name)
-    if images.shape[1] != image_size:
+    if image_size is not None and images.shape[1] != image_size:
         raise ConfigError(
             f"image-size is {image_size}, but the images of {name} have {images.shape[1]} pixels per side: "
             f"set image-size={images.shape[1]}."
@@ -100,13 +128,13 @@ def _describe(arrays: Any, name: str, image_size: int) -> DatasetInfo:
         raise DataError(f"class_names of {name} has {len(class_names)} entries, but the labels need {num_outputs}.")
     class_names = class_names or tuple(f"{'finding' if multi_label else 'class'} {k}" for k in range(num_outputs))
     if not multi_label and len(class_names) < 2:
-        raise DataError(f"train_labels of {name} holds one class only; two or more are needed, numbered from 0.")
+        raise DataError(f"train_labels of {name} holds one class only; two or more are needed (or class_names).")
     return DatasetInfo(
         name=name,
         task=MULTI_LABEL if multi_label else MULTI_CLASS,
         class_names=class_names,
         channels=images.shape[3],
-        image_size=image_size,
+        image_size=images.shape[1],
         real=True,
         description="The user's own images.",
         licence="the user's own",
@@ -154,13 +182,19 @@ def _image_set(arrays: Any, split: str, info: DatasetInfo) -> ImageSet:
         )
     if split != "train" and (labels == UNKNOWN).any():
         raise DataError(f"{split}_labels of {info.name} holds -1: every image that is evaluated needs its label.")
-    sources = arrays.get(f"{split}_source")
-    if sources is not None and (sources.dtype.kind not in "iu" or sources.shape != (len(images),)):
+    return ImageSet(images=images, labels=labels, sources=_numbers(arrays, f"{split}_source", len(images), info.name))
+
+
+def _numbers(arrays: Any, key: str, num: int, name: str) -> np.ndarray | None:
+    """Return an optional array of integers [N]."""
+    if key not in arrays:
+        return None
+    numbers = arrays[key]
+    if numbers.dtype.kind not in "iu" or numbers.shape != (num,):
         raise DataError(
-            f"{split}_source of {info.name} must be integers of shape ({len(images)},), "
-            f"not {sources.dtype} of shape {sources.shape}."
+            f"{key} of {name} must be integers of shape ({num},), not {numbers.dtype} of shape {numbers.shape}."
         )
-    return ImageSet(images=images, labels=labels, sources=None if sources is None else sources.astype(np.int64))
+    return np.asarray(numbers.astype(np.int64))
 
 
 def _split_off(train: ImageSet, rng: np.random.Generator) -> tuple[ImageSet, ImageSet]:

@@ -4,9 +4,30 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from jointdiff.config import SITES, RunConfig
 from jointdiff.data import medmnist, npz, phantom
 from jointdiff.data.base import Dataset, DatasetInfo
 from jointdiff.errors import ConfigError, nearest
+
+
+def info_of(run: RunConfig) -> DatasetInfo:
+    """Describe what a run trains on, without reading images: a data set, or what the hospitals' own data must be.
+
+    Raises:
+        ConfigError, DataError: As `dataset_info`.
+    """
+    if not run.over_sites:
+        return dataset_info(run.dataset, data_root=run.data_root, image_size=run.image_size)
+    return DatasetInfo(
+        name=run.dataset,
+        task=run.task,
+        class_names=run.class_names,
+        channels=run.channels,
+        image_size=run.image_size,
+        real=True,
+        description="The hospitals' own scans; they never leave them.",
+        licence="the hospitals' own",
+    )
 
 
 def dataset_info(name: str, *, data_root: str = "", image_size: int = 28) -> DatasetInfo:
@@ -42,6 +63,8 @@ def load_dataset(name: str, *, data_root: str = "", image_size: int = 28, seed: 
         ConfigError: There is no such data set (the nearest name is offered), variant or size.
         DataError: A file is missing, damaged, or does not hold what it should; says what to do.
     """
+    if name == SITES:
+        raise ConfigError("dataset=sites has no data here: every hospital reads its own, named in its site.yaml.")
     kind, _, rest = name.partition(":")
     if kind == "phantom":
         return phantom.load_phantom(rest, image_size=image_size, seed=seed)

@@ -1,35 +1,40 @@
 """Peak memory of the server over the number of hospitals: `python tests/benchmarks/server_memory.py`.
 
-The whole way of a round's replies (Flower's message, spool, checks, merge) with a model of random weights, each case in
-a process of its own. What is printed is the peak's growth over the process before the round, in models' sizes.
+The whole way of a round's replies (message, spool, checks, merge, the server's average, the state on disk) with a
+model of random weights, each case in a process of its own. Weights, average and the optimiser's moments are there before
+it; what is printed is the peak's growth over that, in models' sizes.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-RULES = ("fedavg", "fedadam", "trimmed-mean", "median", "krum")
+from jointdiff.config import STRATEGIES
+
+RULES = STRATEGIES
 
 
 def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, float]:
     """Merge one round of `num_hospitals` replies and return the peak growth in bytes and the seconds."""
     import numpy as np
-    from flwr.app import ConfigRecord, Message, RecordDict
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
     from jointdiff.config import Config, RunConfig
+    from jointdiff.ema import moving_average
     from jointdiff.protocol import TRAIN, RoundInstructions, RoundReport
     from jointdiff.record import RunRecord
     from server.hospitals import Hospitals
     from server.merging import merge, outliers
+    from server.optimizers import initial_moments
     from server.questions import Questions
-    from server.replies import check_update, to_arrays
+    from server.replies import check_update
+    from server.run_state import RunState, write_state
     from simulations.local import LocalGrid
 
     count = megabytes * 2**20 // 4
@@ -39,9 +44,12 @@ def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, flo
     def hospital(message: Message, _context: object) -> Message:
         asked = RoundInstructions.from_json(str(message.content["instructions"]["json"]))
         own = np.random.default_rng(asked.hospital_index)
-        arrays = {name: w + own.standard_normal(w.shape, dtype=np.float32) for name, w in weights.items()}
+        # Layer by layer: what is measured is the server's memory, not that of a hospital in the same process.
+        arrays = {}
+        for name, w in weights.items():
+            arrays[name] = Array(w + own.standard_normal(w.shape, dtype=np.float32))
         report = RoundReport(asked.hospital, num_images=100).to_json()
-        content = RecordDict({"report": ConfigRecord({"json": report}), "arrays": to_arrays(arrays)})
+        content = RecordDict({"report": ConfigRecord({"json": report}), "arrays": ArrayRecord(arrays)})
         return Message(content, reply_to=message)
 
     class Grid(LocalGrid):
@@ -52,18 +60,29 @@ def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, flo
         run = RunConfig(strategy=strategy, num_hospitals=num_hospitals, run_name="memory")
         names = [f"hospital-{k + 1}" for k in range(num_hospitals)]
         questions = Questions(Hospitals(Grid(), names), Config(run=run), RunRecord(Path(folder), Config(run=run)))
-        before, began = _peak_bytes(), time.perf_counter()
+        moments = {name: array + np.float32(1e-3) for name, array in initial_moments(strategy, weights).items()}
+        average = {name: array.copy() for name, array in weights.items()}
+        before, began = _from_here(), time.perf_counter()
         with questions.ask(
             TRAIN, 1, weights, minimum=num_hospitals,
             check=lambda _, tensors: check_update(tensors, like=weights),
             check_all=lambda replies, spool: outliers(replies, spool, weights),
         ) as answers:  # fmt: skip
-            merge(answers.good, answers.spool, run, weights=weights, moments={})
-    return {"growth": _peak_bytes() - before, "seconds": time.perf_counter() - began}
+            weights, moments = merge(answers.good, answers.spool, run, weights=weights, moments=moments)
+        average = moving_average(average, weights, 2, 0.25)
+        write_state(Path(folder), RunState(1, weights, average, moments))
+    return {"growth": _memory("VmHWM") - before, "seconds": time.perf_counter() - began}
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _from_here() -> int:
+    """Forget the peak so far, and return the bytes in memory now (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    return _memory("VmRSS")
+
+
+def _memory(name: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
 
 
 def main() -> None:

@@ -89,7 +89,7 @@ def test_an_audit_leaves_a_page_that_carries_everything(run: Path, capsys: pytes
 
 def test_the_same_audit_gives_the_same_numbers(run: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
-        assert audit(run, "--references", 0, "--inversions", 0, "--site-folder", tmp_path / name) == 0
+        assert audit(run, "--references", 0, "--inversions", 0, "--site", tmp_path / name) == 0
     first, second = (numbers(tmp_path / name / "audit" / "audited") for name in ("a", "b"))
     assert {**first, "duration_s": 0} == {**second, "duration_s": 0}
     assert len(first["membership"]) == 2 and not first["inversions"]  # type: ignore[arg-type]
@@ -174,5 +174,5 @@ def test_a_damaged_ledger_stops_the_audit(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
 ) -> None:
     (tmp_path / "ledger.json").write_text(text)
-    assert audit(run, "--site-folder", tmp_path) != 0
+    assert audit(run, "--site", tmp_path) != 0
     assert "ledger of this site" in capsys.readouterr().err and not (tmp_path / "audit").exists()

@@ -123,7 +123,7 @@ def test_an_empty_site_has_a_page(tmp_path: Path) -> None:
 
 
 def test_the_command_serves_until_it_is_stopped(site: Path) -> None:
-    command = [sys.executable, "-u", "-m", "client.cli", "dashboard", "--site-folder", str(site), "--port", "0"]
+    command = [sys.executable, "-u", "-m", "client.cli", "dashboard", "--site", str(site), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         assert process.stdout is not None
         try:
@@ -131,13 +131,13 @@ def test_the_command_serves_until_it_is_stopped(site: Path) -> None:
             address = line.split()[4]
             assert "hospital-1" in urllib.request.urlopen(address, timeout=20).read().decode()
             port = address.rstrip("/").rpartition(":")[2]
-            assert main(["dashboard", "--site-folder", str(site), "--port", port]) == 5
+            assert main(["dashboard", "--site", str(site), "--port", port]) == 5
         finally:
             os.kill(process.pid, signal.SIGINT)
         assert process.wait(20) == 0 and "Traceback" not in process.stdout.read()
 
 
 def test_a_folder_that_is_not_there_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dashboard", "--site-folder", str(tmp_path / "no"), "--port", "0"]) == 5
+    assert main(["dashboard", "--site", str(tmp_path / "no"), "--port", "0"]) == 5
     error = capsys.readouterr().err
-    assert error.startswith("error: There is no site's folder") and "--site-folder" in error
+    assert error.startswith("error: There is no site's folder") and "--site" in error

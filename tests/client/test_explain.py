@@ -55,7 +55,7 @@ def jane(site: Path) -> Path:
 
 def explain(capsys, site: Path, *arguments: object) -> tuple[int, str, str]:
     capsys.readouterr()
-    code = main(["explain", *map(str, arguments), "--site-folder", str(site), "--device", "cpu"])
+    code = main(["explain", *map(str, arguments), "--site", str(site), "--device", "cpu"])
     return code, *capsys.readouterr()
 
 

@@ -18,7 +18,7 @@ def site(tmp_path: Path) -> Path:
 
 
 def test_the_ledger_is_printed_for_people(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ledger", "--site-folder", str(site)]) == 0
+    assert main(["ledger", "--site", str(site)]) == 0
     lines = capsys.readouterr().out.splitlines()
     content = json.loads((site / "ledger.json").read_text())
     first = content["entries"][0]
@@ -34,17 +34,17 @@ def test_the_ledger_is_printed_for_people(site: Path, capsys: pytest.CaptureFixt
 
 
 def test_json_holds_all(site: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ledger", "--json", "--site-folder", str(site)]) == 0
+    assert main(["ledger", "--json", "--site", str(site)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found.pop("rounds_left") > 0 and found == json.loads((site / "ledger.json").read_text())
 
 
 def test_a_ledger_without_ceiling_or_bound_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ledger = Ledger.open(tmp_path, dataset="d", num_records=10, delta=0.01, ceiling=None)
-    assert main(["ledger", "--site-folder", str(tmp_path)]) == 0
+    assert main(["ledger", "--site", str(tmp_path)]) == 0
     assert "Spent: epsilon 0.0000" in capsys.readouterr().out
     ledger.spend(run="r", round=1, noise_multiplier=0.0, sample_rate=0.1, steps=10, key="k")
-    assert main(["ledger", "--site-folder", str(tmp_path)]) == 0
+    assert main(["ledger", "--site", str(tmp_path)]) == 0
     out = capsys.readouterr().out
     assert "Spent: epsilon infinite at delta 0.01" in out and "Ceiling: none." in out
 
@@ -54,8 +54,8 @@ def test_a_broken_chain_and_a_missing_ledger_end_non_zero(
 ) -> None:
     path = site / "ledger.json"
     path.write_text(path.read_text().replace('"noise_multiplier": 1.5', '"noise_multiplier": 9.5', 1))
-    assert main(["ledger", "--site-folder", str(site)]) == 6
+    assert main(["ledger", "--site", str(site)]) == 6
     error = capsys.readouterr().err
     assert "chain of hashes breaks at entry 1 of 2" in error and str(site) in error
-    assert main(["ledger", "--site-folder", str(tmp_path / "no")]) == 5
+    assert main(["ledger", "--site", str(tmp_path / "no")]) == 5
     assert "There is no privacy ledger" in capsys.readouterr().err and not (tmp_path / "no").exists()

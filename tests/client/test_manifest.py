@@ -111,24 +111,24 @@ def test_a_damaged_file_is_not_written_over(site):
 
 
 def test_the_command_shows_explains_and_verifies(site, capsys):
-    assert main(["egress", "--site-folder", str(site)]) == 0
+    assert main(["egress", "--site", str(site)]) == 0
     shown = capsys.readouterr().out
     assert "run run-a: " in shown and "sent its trained weights" in shown and "verified" in shown
-    assert main(["egress", "run-a", "--explain", "--site-folder", str(site)]) == 0
+    assert main(["egress", "run-a", "--explain", "--site", str(site)]) == 0
     explained = capsys.readouterr().out
     assert "standardisation of the features" in explained and "metrics.loss = 0.5" in explained
-    assert main(["egress", "--json", "--site-folder", str(site)]) == 0
+    assert main(["egress", "--json", "--site", str(site)]) == 0
     (found,) = json.loads(capsys.readouterr().out)
     assert found["verified"] and [len(r["replies"]) for r in found["rounds"]] == [1, 2, 1]
     edited(site, 1, lambda record: record["replies"][0].update(status="failed"))
-    assert main(["egress", "--site-folder", str(site)]) == 5
+    assert main(["egress", "--site", str(site)]) == 5
     assert "PROBLEM" in capsys.readouterr().out
 
 
 def test_a_run_that_is_not_there_is_named(site, tmp_path, capsys):
-    assert main(["egress", "run-b", "--site-folder", str(site)]) == 5
+    assert main(["egress", "run-b", "--site", str(site)]) == 5
     assert "did you mean 'run-a'?" in capsys.readouterr().err
-    assert main(["egress", "--site-folder", str(tmp_path / "empty")]) == 5
+    assert main(["egress", "--site", str(tmp_path / "empty")]) == 5
 
 
 def test_every_sum_and_statistic_has_words_of_its_own():

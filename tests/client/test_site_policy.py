@@ -6,8 +6,8 @@ import importlib.resources
 import pytest
 import yaml
 
-from client import site_policy
-from client.site_policy import SIMULATED, SitePolicy, read_policy
+from client import site_config
+from client.site_policy import SIMULATED, SitePolicy
 from jointdiff.config import Config
 from jointdiff.errors import ConfigError, RefusedError
 from jointdiff.protocol import RoundInstructions
@@ -29,7 +29,7 @@ def write(folder, text):
 
 
 def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
-    deployed, simulated = site_policy.policy_of(ask(site_folder="")), site_policy.policy_of(ask())
+    deployed, simulated = site_config.policy_of(ask(site_folder="")), site_config.policy_of(ask())
     assert (deployed.min_cell_count, deployed.server_samples) == (10, False)
     assert (simulated.min_cell_count, simulated.server_samples) == (0, True)
     assert (deployed.epsilon, deployed.delta, deployed.unit) == (None, None, "image")
@@ -40,7 +40,7 @@ def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
 def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
     text = (importlib.resources.files("configs") / "site.example.yaml").read_text()
     write(tmp_path, text)
-    assert read_policy(tmp_path, simulated=False) == read_policy(tmp_path, simulated=True) == SitePolicy()
+    assert site_config.read(tmp_path, simulated=False).policy == site_config.read(tmp_path, simulated=True).policy == SitePolicy()
 
 
 def test_the_example_names_every_key():
@@ -52,15 +52,15 @@ def test_the_example_names_every_key():
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
     write(tmp_path, "privacy:\n  epsilon: 8\n  delta: 1.0e-4\n  min-cell-count: 5\n")
-    found = read_policy(tmp_path, simulated=True)
+    found = site_config.read(tmp_path, simulated=True).policy
     assert found == dataclasses.replace(SIMULATED, epsilon=8, delta=1e-4, min_cell_count=5)
     write(
         tmp_path, "explanations:\n  render: false\n  report: none\n  show-names: true\nprivacy:\n  min-cell-count: 5\n"
     )
-    found = read_policy(tmp_path, simulated=False)
+    found = site_config.read(tmp_path, simulated=False).policy
     assert found == SitePolicy(min_cell_count=5, render_explanations=False, explanations_report="none", show_names=True)
     write(tmp_path, "")
-    assert read_policy(tmp_path, simulated=True) == SIMULATED
+    assert site_config.read(tmp_path, simulated=True).policy == SIMULATED
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
 def test_a_bad_file_is_one_clear_error(tmp_path, text, said):
     write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        read_policy(tmp_path, simulated=True)
+        site_config.read(tmp_path, simulated=True).policy
     assert said in str(caught.value) and "site.yaml" in str(caught.value)
 
 
@@ -105,6 +105,6 @@ def test_a_server_cannot_lead_a_deployed_site_away_from_its_own_policy(ask, tmp_
     """It would name an empty folder, and with it the lax defaults of a simulation and an empty ledger."""
     write(tmp_path / "home", "privacy:\n  min-cell-count: 20\n")
     with pytest.raises(RefusedError, match="policy of its own"):
-        site_policy.policy_of(ask())
-    assert site_policy.folder_of(ask()) == tmp_path / "home"
-    assert site_policy.policy_of(ask(site_folder="")).min_cell_count == 20
+        site_config.policy_of(ask())
+    assert site_config.folder_of(ask()) == tmp_path / "home"
+    assert site_config.policy_of(ask(site_folder="")).min_cell_count == 20

@@ -9,6 +9,7 @@ from jointdiff.config import ROBUST_STRATEGIES, STRATEGIES, RunConfig, parse_run
 from jointdiff.errors import ConfigError
 from jointdiff.protocol import RoundReport
 from server.merging import hospital_weights, merge, outliers, questionable
+from server.optimizers import initial_moments
 from server.replies import Reply
 from server.spool import Spool
 
@@ -32,7 +33,8 @@ def replies_of(spool, values, *, images=None, labels=None):
 def merged(spool, replies, strategy="fedavg", **settings):
     start = {"x": np.zeros(1, np.float32)}
     run = RunConfig(strategy=strategy, num_hospitals=len(replies), **settings)
-    return merge(replies, spool, run, weights=start, moments={})[0]["x"].tolist()
+    moments = initial_moments(strategy, start)
+    return merge(replies, spool, run, weights=start, moments=moments)[0]["x"].tolist()
 
 
 def test_every_strategy_merges_equal_updates_into_a_step_their_way(spool):

@@ -193,17 +193,17 @@ def test_a_full_disk_stops_the_run_and_loses_no_round(tiny_run, monkeypatch):
     """The disk is full in the middle of round 2's state: round 1 stays, and the run goes on when there is room."""
     from server import run_state
 
-    real = run_state.write_atomic
+    real = run_state.save_file
 
-    def full(path, content):
-        if path.name == "round-0002.safetensors":
+    def full(tensors, path, metadata):
+        if "round-0002.safetensors" in path.name:
             raise OSError(28, "No space left on device", str(path))
-        return real(path, content)
+        return real(tensors, path, metadata)
 
-    monkeypatch.setattr(run_state, "write_atomic", full)
+    monkeypatch.setattr(run_state, "save_file", full)
     with pytest.raises(RunError, match="No space left on device"):
         run_local(tiny_run())
-    monkeypatch.setattr(run_state, "write_atomic", real)
+    monkeypatch.setattr(run_state, "save_file", real)
     folder = run_local(replace(tiny_run(), resume=True))
     assert same(weights(folder), weights(run_local(tiny_run(run_name="straight"))))
 

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 
 import numpy as np
 import pytest
 
-from server import robust
-from server.optimizers import BETA_1, BETA_2, TAU, adaptive_step
+from server import slices
+from server.optimizers import BETA_1, BETA_2, TAU, adaptive_step, initial_moments
 from server.robust import krum, median, trimmed_mean
+from server.slices import InMemory
 from server.spool import Spool
 
 
-class InMemory:
-    """Tensors that are read in slices."""
-
-    def __init__(self, **tensors) -> None:
-        self.tensors = {name: np.asarray(value, np.float32) for name, value in tensors.items()}
-
-    def read(self, name, start, stop):
-        return self.tensors[name].reshape(-1)[start:stop]
-
-
 def parts_of(values):
-    return [InMemory(x=v) for v in values]
+    return [InMemory({"x": np.asarray(v, np.float32)}) for v in values]
 
 
 def test_the_trimmed_mean_leaves_out_both_ends_coordinate_by_coordinate():
@@ -80,8 +72,8 @@ def test_slices_and_shapes_change_nothing(rule, monkeypatch, tmp_path):
     tensors = [
         {"a": rng.normal(size=(5, 3)).astype(np.float32), "b": rng.normal(size=4).astype(np.float32)} for _ in range(5)
     ]
-    whole = rule([InMemory(**t) for t in tensors], tensors[0])
-    monkeypatch.setattr(robust, "_VALUES_AT_ONCE", 20)
+    whole = rule([InMemory(t) for t in tensors], tensors[0])
+    monkeypatch.setattr(slices, "VALUES_AT_ONCE", 20)
     with Spool(tmp_path / "spool") as spool:
         for k, t in enumerate(tensors):
             spool.write(f"h{k}", t)
@@ -116,14 +108,17 @@ def test_a_spooled_tensor_is_not_read_beyond_its_end(tmp_path):
 @pytest.mark.parametrize("kind", ["fedadam", "fedyogi"])
 def test_the_adaptive_step_is_the_papers(kind):
     w, mean = {"x": np.array([1.0, 2.0], np.float32)}, {"x": np.array([1.5, 2.0], np.float32)}
-    new, moments = adaptive_step(kind, w, mean, {}, learning_rate=0.1)
+    new, moments = adaptive_step(kind, w, copy.deepcopy(mean), initial_moments(kind, w), learning_rate=0.1)
     d = np.array([0.5, 0.0])
     m = (1 - BETA_1) * d
     v0 = TAU**2
     v = BETA_2 * v0 + (1 - BETA_2) * d**2 if kind == "fedadam" else v0 - (1 - BETA_2) * d**2 * np.sign(v0 - d**2)
     np.testing.assert_allclose(new["x"], w["x"] + 0.1 * m / (np.sqrt(v) + TAU), rtol=1e-6)
     assert new["x"].dtype == np.float32 and new["x"][1] == 2.0
-    again, second = adaptive_step(kind, new, mean, moments, learning_rate=0.1)
-    assert again["x"][0] > new["x"][0] and not np.array_equal(second["m.x"], moments["m.x"])
+    assert moments["m.x"].dtype == np.float32
+    np.testing.assert_allclose(moments["v.x"], v, rtol=1e-6)
+    first = moments["m.x"].copy()
+    again, second = adaptive_step(kind, new, copy.deepcopy(mean), moments, learning_rate=0.1)
+    assert again["x"][0] > new["x"][0] and not np.array_equal(second["m.x"], first)
     with pytest.raises(ValueError, match="no such"):
         adaptive_step("fedsgd", w, mean, {}, learning_rate=0.1)

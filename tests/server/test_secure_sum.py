@@ -26,6 +26,7 @@ from server.hospitals import Hospitals
 from server.merging import change_norm
 from server.rounds import run_federation
 from server.run_state import read_state
+from server.slices import InMemory
 from simulations.local import LocalGrid, run_local
 
 SECURE = {"secure_aggregation": True, "min_hospitals": 0}
@@ -124,7 +125,8 @@ def check_mean(secrets, mean, number, included, run) -> float:
         name: secure_sum.counted(run.weighting, num_images=report.num_images, num_labels=report.num_labels)
         for name, (_, _, report) in trained.items()
     }
-    plain = fedavg([(trained[name][1], counts[name]) for name in included])
+    updates = [trained[name][1] for name in included]
+    plain = fedavg([InMemory(update) for update in updates], [counts[name] for name in included], updates[0])
     relative = sum(counts[name] for name in included) / secrets.largest[number]
     bound = for_updates(run.num_hospitals).error(len(included)) / relative
     for name, array in plain.items():
@@ -147,7 +149,7 @@ def test_every_rounds_weights_are_those_of_plain_fedavg_within_the_stated_step(t
     assert [(e["round"], e["kind"]) for e in summed] == order
     assert all(e["dropped"] == {} and e["threshold"] == 2 and e["included"] == names for e in summed)
     assert summed[1]["step"] == 2**-26
-    norm = change_norm(secrets.means[0], secrets.updates[1, "hospital-1"][0])
+    norm = change_norm(InMemory(secrets.means[0]), secrets.updates[1, "hospital-1"][0])
     assert secrets.norm_limits == {1: 0, 2: pytest.approx(10 * np.sqrt(3) * norm, rel=1e-3)}
 
 

@@ -17,9 +17,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from jointdiff.config import parse_run_config
+from jointdiff.processes import descendants, is_alive
 from simulations import checks
 from simulations.local import run_local
-from simulations.processes import descendants, is_alive
 
 APP = Path(checks.__file__).parent / "3_hospitals"
 COMMAND = Path(sys.executable).with_name("jointdiff-simulate")

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-from simulations import follow, resources
-from simulations.flower_daemon import RunStatus, _last_json
-from simulations.processes import descendants, is_alive
+from jointdiff.processes import descendants, is_alive
+from server import follow
+from server.control import RunStatus, last_json
+from simulations import resources
+from simulations.flower_daemon import FlowerDaemon
 
 
 def _share(
@@ -50,9 +51,9 @@ def test_little_memory_means_fewer_at_once() -> None:
 
 
 def test_json_is_found_behind_prose() -> None:
-    assert _last_json('Starting ...\n{"success": true, "run-id": "7"}\nbye') == {"success": True, "run-id": "7"}
-    assert _last_json("no json") == {}
-    assert _last_json('{"cut": ') == {}
+    assert last_json('Starting ...\n{"success": true, "run-id": "7"}\nbye') == {"success": True, "run-id": "7"}
+    assert last_json("no json") == {}
+    assert last_json('{"cut": ') == {}
 
 
 def test_tail_waits_for_whole_lines(tmp_path: Path) -> None:
@@ -82,12 +83,11 @@ def _verdict(
     )
     (tmp_path / "superlink.log").write_text("Finished task 1 of run 7\n")
     (tmp_path / "run.log").write_text("\x1b[92mINFO\x1b[0m: here\nValueError: boom\n")
-    daemon = SimpleNamespace(
-        daemon_log=tmp_path / "superlink.log", run_log=tmp_path / "run.log", exit_code=lambda: code,
-        status=lambda _: RunStatus(status, details),
-    )  # fmt: skip
+    daemon = FlowerDaemon(tmp_path)
+    monkeypatch.setattr(daemon, "exit_code", lambda: code)
+    monkeypatch.setattr(daemon, "status", lambda _: RunStatus(status, details))
     shown: list[dict] = []
-    verdict = follow.Follower(daemon, "7", tmp_path, shown.append).wait()  # type: ignore[arg-type]
+    verdict = follow.Follower(daemon, "7", tmp_path, shown.append).wait()
     assert [event["event"] for event in shown] == [event["event"] for event in events]
     return verdict
 

@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from jointdiff.events import parse_event
-from simulations.flower_daemon import FlowerDaemon
+from jointdiff import storage
+from jointdiff.errors import JointDiffError
+from jointdiff.events import EventLog, parse_event, read_events
+from jointdiff.history import effective, how_to_resume
+from jointdiff.views.report import write_report
+from server.control import RunStatus
 
 LOOK_S = 0.3  # between two looks at the files
-ASK_S = 30.0  # between two questions to the daemon; each costs a Python process
+ASK_S = 30.0  # between two questions to Flower; each costs a Python process
+ENDING_S = 2.0  # the same, once the run has written its end, or lets go of its folder
+TASK_ENDED = re.compile(r"Finished task|Failed task|Stopped task|All logs for run ID")  # in a SuperLink's log
 EVENTS_GRACE_S = 5.0  # for events to arrive once Flower calls a run finished
-_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_TASK_ENDED = re.compile(r"Finished task|Failed task|Stopped task|All logs for run ID")
+
+
+class Flower(Protocol):
+    """Whatever runs the run: a daemon of its own, or a deployment."""
+
+    def trouble(self) -> str:
+        """Return why the run cannot end any more, '' while it can."""
+
+    def has_news(self) -> bool:
+        """Say whether something may just have ended, so that it is worth asking at once."""
+
+    def status(self, run_id: str) -> RunStatus:
+        """Ask how a run stands; raises RunError where that is fatal."""
+
+    def last_lines(self, run_id: str) -> tuple[str, ...]:
+        """Return the end of the run's log."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +76,7 @@ class Follower:
 
     def __init__(
         self,
-        daemon: FlowerDaemon,
+        flower: Flower,
         run_id: str,
         run_folder: Path,
         show: Callable[[dict[str, Any]], None],
@@ -65,36 +86,47 @@ class Follower:
         """Prepare to follow.
 
         Args:
-            daemon: The daemon that runs it.
+            flower: What runs it.
             run_id: Flower's id of the run.
             run_folder: Where events.jsonl appears.
             show: Called with every event.
             position: Bytes of events.jsonl that were there before: those of an attempt that was given up.
         """
-        self._daemon = daemon
+        self._flower = flower
         self._run_id = run_id
+        self._folder = run_folder
         self._events = Tail(run_folder / "events.jsonl", position)
-        self._daemon_lines = Tail(daemon.daemon_log)
         self._show = show
         self._end: dict[str, Any] = {}  # the event run_finished or run_failed
+        self._written = False  # whether a server has been seen to hold the run's folder
 
     def wait(self) -> Verdict:
         """Follow until the run has ended.
 
         Raises:
-            RunError: The daemon does not answer any more.
+            RunError: Flower does not answer any more, where that is the end.
         """
         ask_at = time.monotonic() + ASK_S
         while True:
-            self._hand_on()
-            if (code := self._daemon.exit_code()) is not None:
-                return Verdict(False, f"Flower's daemon ended with code {code} before the run did.", self._last_lines())
-            if any(_TASK_ENDED.search(line) for line in self._daemon_lines.lines()) or time.monotonic() > ask_at:
-                status = self._daemon.status(self._run_id)
+            ended = self._has_ended()
+            if trouble := self._flower.trouble():
+                self._hand_on()
+                return Verdict(False, trouble, self._flower.last_lines(self._run_id))
+            if ended:
+                ask_at = min(ask_at, time.monotonic() + ENDING_S)
+            if self._flower.has_news() or time.monotonic() > ask_at:
+                status = self._flower.status(self._run_id)
                 if status.is_finished:
                     return self._judge(status.status, status.details)
-                ask_at = time.monotonic() + (2.0 if self._end else ASK_S)
+                ask_at = time.monotonic() + (ENDING_S if ended else ASK_S)
             time.sleep(LOOK_S)
+
+    def _has_ended(self) -> bool:
+        """Hand on what is new; say whether the run has written its end, or its server is gone from the folder."""
+        self._hand_on()
+        writing = storage.is_locked(self._folder)
+        self._written = self._written or writing
+        return bool(self._end) or (self._written and not writing)
 
     def _hand_on(self) -> None:
         for line in self._events.lines():
@@ -111,21 +143,27 @@ class Follower:
             self._hand_on()
             time.sleep(LOOK_S)
         self._hand_on()
-        if self._end.get("event") == "run_failed":
-            return Verdict(False, str(self._end.get("reason")), self._last_lines())
-        if status == "finished:completed" and self._end:
+        if status == "finished:completed" and self._end.get("event") == "run_finished":
             return Verdict(True, report=str(self._end.get("report", "")))
+        lines = self._flower.last_lines(self._run_id)
+        if self._end.get("event") == "run_failed":
+            return Verdict(False, str(self._end.get("reason")), lines)
         if status == "finished:completed":
-            return Verdict(False, "Flower calls the run completed, but it has written no result.", self._last_lines())
+            return Verdict(False, "Flower calls the run completed, but it has written no result.", lines)
         cause = details.removeprefix("Simulation failed with exception: ") or "Flower gives no cause"
         if "heartbeat" in cause:
             cause += ": the server's process has died, perhaps for lack of memory"
-        return Verdict(False, f"{cause} ({status})", self._last_lines())
+        return Verdict(False, f"{cause} ({status})", lines)
 
-    def _last_lines(self, count: int = 20) -> tuple[str, ...]:
-        time.sleep(0.5)  # the log reaches us through two processes
-        text = (
-            self._daemon.run_log.read_text(encoding="utf-8", errors="replace") if self._daemon.run_log.exists() else ""
-        )
-        lines = [_COLOURS.sub("", line).rstrip() for line in text.splitlines()]
-        return tuple([line for line in lines if line][-count:])
+
+def record_end(run_folder: Path, verdict: Verdict) -> None:
+    """Close the diary of a run whose server could not do it any more."""
+    path = run_folder / "events.jsonl"
+    if verdict.ok or not path.exists() or storage.is_locked(run_folder):
+        return
+    with contextlib.suppress(JointDiffError, OSError):
+        events = effective(read_events(path))
+        if not any(event["event"] in ("run_finished", "run_failed") for event in events):
+            resume = how_to_resume(run_folder.name)
+            EventLog(path).append("run_failed", reason=verdict.cause, duration_s=None, resume=resume)
+            write_report(run_folder)

@@ -1,0 +1,76 @@
+"""One real training step on random images, in a process of its own: what runs out of memory ends this process alone.
+
+Reads {"config": ..., "device": ...} from standard input and writes one line of JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from jointdiff.config import Config
+from jointdiff.data import HospitalData, ImageSet, info_of
+from jointdiff.data.base import UNKNOWN
+from jointdiff.errors import JointDiffError
+from jointdiff.model import JointModel
+from jointdiff.training import select_device, train_round
+
+
+def measure(config: Config, device_name: str) -> dict[str, Any]:
+    """Do one step of the last round, in which every term of the loss counts.
+
+    Returns:
+        device, seconds, peak_bytes; or error, and whether it is about memory.
+    """
+    try:
+        device = select_device(device_name)
+        run = replace(config.run, local_steps=1)
+        config = replace(config, run=run)
+        with torch.random.fork_rng(devices=[]):
+            model = JointModel(config.model).to(device)
+        began = time.perf_counter()
+        train_round(
+            model, random_data(config), config, round_number=run.num_rounds, hospital_index=0, device=device, state=None
+        )  # fmt: skip
+        seconds = time.perf_counter() - began
+    except JointDiffError as error:
+        return {"error": str(error), "memory": False}
+    except (RuntimeError, MemoryError) as error:  # torch says both on the CPU
+        out = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(error).lower()
+        return {"error": "out of memory" if out else f"torch fails ({type(error).__name__})", "memory": out}
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
+    return {"device": str(device), "seconds": seconds, "peak_bytes": peak}
+
+
+def random_data(config: Config) -> HospitalData:
+    """Return random images of the shape that is asked, half of them labelled."""
+    model, rng = config.model, np.random.default_rng(0)
+    count = 2 * config.run.batch_size
+    images = rng.integers(0, 256, (count, model.image_size, model.image_size, model.channels), dtype=np.uint8)
+    if model.task == "multi-label":
+        truth = rng.integers(0, 2, (count, model.num_outputs))
+    else:
+        truth = np.arange(count) % model.num_outputs
+    labels = truth.astype(np.int64)
+    visible = np.where((np.arange(count) % 2 == 0)[(...,) + (None,) * (labels.ndim - 1)], labels, UNKNOWN)
+    return HospitalData(
+        info=info_of(config.run), train=ImageSet(images, visible), hidden_labels=labels, heldout=None,
+        test=ImageSet(images[:2], labels[:2]),
+    )  # fmt: skip
+
+
+def _peak_resident() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+if __name__ == "__main__":
+    job = json.load(sys.stdin)
+    sys.stdout.write(json.dumps(measure(Config.from_dict(job["config"]), job["device"])) + "\n")
