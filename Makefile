@@ -13,6 +13,7 @@ export SIMULATION RUN_CONFIG
 VENV  := .venv
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
+SUDO  := $(if $(filter 0,$(shell id -u)),,sudo)
 
 help: ## Show this help
 	@echo "JointDiff. Commands:"
@@ -30,8 +31,8 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 setup-system: ## Install what only deployment and browser tests need (Debian, Ubuntu: nginx, chromium)
-	sudo apt-get update
-	sudo apt-get install --yes nginx chromium
+	$(SUDO) apt-get update
+	$(SUDO) apt-get install --yes nginx chromium
 
 simulate: $(STAMP) ## Train three hospitals together and write the report
 	@$(BIN)/jointdiff-simulate "$$SIMULATION" --run-config "$$RUN_CONFIG"

@@ -12,6 +12,7 @@ from typing import Any
 
 from client import site_process
 from client.data_look import class_names
+from client.preview import CACHE
 from client.site_config import SiteConfig
 from jointdiff import checkpoint, storage
 from jointdiff.config import SITES, RunConfig, parse_run_config, to_mapping
@@ -120,7 +121,7 @@ def own_data(config: SiteConfig, wanted: DatasetInfo) -> HospitalData:
     """
     if config.data is None:
         raise ConfigError(f"{config.path} has no section `data`: `jointdiff-client init` writes it.")
-    data = load_site(config.data, wanted, cache=config.folder / "state" / "data-cache")
+    data = load_site(config.data, wanted, cache=config.folder / CACHE)
     if not data.test.num_labelled:
         raise DataError("This site has no labelled scan in its test part, so no model can be measured: label some.")
     return data

@@ -268,9 +268,10 @@ def stop(folder: Path) -> bool:
     pid = site_process.running(folder)
     if pid is None:
         return False
+    birth = processes.birth_of(pid)
     os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _STOP_S
-    while site_process.running(folder) == pid:
+    while birth and processes.birth_of(pid) == birth:
         if time.monotonic() > deadline:
             raise RunError(f"The supervisor of this site's SuperNode (process {pid}) does not end: kill -9 {pid}")
         time.sleep(0.1)

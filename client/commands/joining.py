@@ -8,6 +8,8 @@ from typing import Any
 
 from client import site_config
 from client.commands.common import Commands, say, site_folder, with_site
+from jointdiff.config import SITES, parse_run_config
+from jointdiff.errors import ConfigError
 
 
 def add(commands: Commands) -> None:
@@ -27,6 +29,7 @@ def add(commands: Commands) -> None:
     )
     preview.add_argument("--channels", type=int, default=1, choices=(1, 3), help="1 grey, 3 RGB (default: 1)")
     preview.add_argument("--task", default="multi-class", choices=("multi-class", "multi-label"))
+    preview.add_argument("--show-names", action="store_true", help="name files that are odd, on terminal and page")
     preview.set_defaults(command=_preview)
     preflight = commands.add_parser(
         "preflight", help="check everything that a run needs, with the command that mends what is wrong"
@@ -67,7 +70,26 @@ def _keygen(options: argparse.Namespace) -> None:
 
 
 def _preview(options: argparse.Namespace) -> None:
-    raise NotImplementedError
+    from client import preview
+    from client.data_look import class_names
+    from jointdiff.data import info_of
+
+    config = site_config.read(site_folder(options))
+    if config.data is None:
+        raise ConfigError(f"{config.path} has no section `data`: `jointdiff-client init` writes it.")
+    classes = options.classes or ",".join(class_names(config.data))
+    keys = {"dataset": SITES, "num-labels": 0, "classes": classes, "channels": options.channels, "task": options.task,
+            "image-size": options.size}  # fmt: skip
+    wanted = info_of(parse_run_config(keys))
+    found = preview.look(config, wanted, config.folder / preview.CACHE, show_names=options.show_names, progress=_count)
+    say("\n".join(preview.lines(found, show_names=options.show_names)))
+    page = preview.preview(config, wanted, config.folder / "preview", show_names=options.show_names)
+    say(f"\nWhat the model sees, for this site alone: {page}")
+
+
+def _count(done: int, total: int) -> None:
+    if done % 1000 == 0 and done < total:
+        say(f"{done} of {total} images read")
 
 
 def _preflight(options: argparse.Namespace) -> int:

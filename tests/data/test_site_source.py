@@ -48,7 +48,7 @@ def test_dicom_by_folder_or_by_table() -> None:
 
 BAD: dict[str, tuple[str, str]] = {
     "typo": ("kind: folder\npath: a\naspct: pad", r"Unknown key 'aspct' under 'data' in .*: did you mean 'aspect'"),
-    "no kind": ("path: a", "kind is missing: known: csv_table, dicom"),
+    "no kind": ("path: a", "kind is missing: known: folder, csv_table"),
     "unknown kind": ("kind: csv-table\npath: a", "kind 'csv-table' is unknown: did you mean 'csv_table'"),
     "no path": ("kind: npz", "path is missing .*kind npz needs it"),
     "no name": ("kind: medmnist", "name is missing"),
