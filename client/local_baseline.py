@@ -27,15 +27,16 @@ from jointdiff.trained import Trained, open_trained
 from jointdiff.views.live.ladder import ALONE, FEDERATION, LADDER_FILE, SCHEMA_VERSION
 
 NAME = "this-site"  # of the only hospital of a run alone
-_MEANINGLESS = ("target-epsilon", "noise-multiplier", "secure-aggregation", "num-hospitals", "hospitals", "home",
-                "resume", "sites-home", "dataset", "data-root")  # fmt: skip
+_MEANINGLESS = (
+    "target-epsilon", "noise-multiplier", "secure-aggregation", "home", "resume", "sites-home", "dataset", "data-root",
+)  # fmt: skip
 
 
 def run_alone(config: SiteConfig, asked: Mapping[str, Any]) -> RunConfig:
     """Return what training alone does: the keys of a federation's run-config, over this site's own data.
 
     Args:
-        asked: Run-config keys; without `classes` they are those of the site's data.
+        asked: Run-config keys; how many hospitals there are is passed over; without `classes` they are the data's.
 
     Raises:
         ConfigError: A key is unknown, or means nothing where one site trains alone.
@@ -45,7 +46,7 @@ def run_alone(config: SiteConfig, asked: Mapping[str, Any]) -> RunConfig:
         if asked.get(key, default[key]) not in (default[key], SITES):
             raise ConfigError(f"{key} means nothing where one site trains alone and nothing leaves it: leave it out.")
     classes = {} if "classes" in asked or config.data is None else {"classes": ",".join(class_names(config.data))}
-    keys = {**classes, **asked, "dataset": SITES, "num-labels": 0, "num-hospitals": 1, "home": str(config.folder)}
+    keys = {**classes, **asked, "dataset": SITES, "num-labels": 0, "num-hospitals": 1, "hospitals": "", "home": str(config.folder)}
     if config.device:
         keys["device"] = config.device
     run = parse_run_config(keys)

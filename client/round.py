@@ -23,6 +23,7 @@ from jointdiff import protocol
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data, info_of
 from jointdiff.data.base import class_counts
+from jointdiff.data.site_data import load_site
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
@@ -92,8 +93,6 @@ class Site:
     def _own_data(self) -> HospitalData:
         if self.site.data is None:
             raise RefusedError("The run asks for this site's own data (dataset=sites), and its site.yaml names none.")
-        from jointdiff.data.site_data import load_site
-
         run = self.config.run
         cache = self.folder / "state" / "data-cache"
         return load_site(self.site.data, info_of(run), cache=cache, audit_holdout=run.audit_holdout)

@@ -10,18 +10,16 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
 
 from client import site_policy
 from client.site_policy import SIMULATED, SitePolicy
 from jointdiff import storage
+from jointdiff.data.site_source import SiteSource, read_source
 from jointdiff.errors import ConfigError, RefusedError, nearest
 from jointdiff.protocol import RoundInstructions
-
-if TYPE_CHECKING:
-    from jointdiff.data.site_source import SiteSource
 
 SITE_FILE = "site.yaml"
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
@@ -138,8 +136,6 @@ def read(path: Path, *, simulated: bool = False) -> SiteConfig:
         if key in site_policy.SECTIONS:
             policy = site_policy.SECTIONS[key](policy, _mapping(value, where), str(path))
         elif key == "data":
-            from jointdiff.data.site_source import read_source
-
             found["data"] = read_source(_mapping(value, where), where, folder)
         elif key == "federation":
             found["federation"] = _federation(_mapping(value, where), where, folder)

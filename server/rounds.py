@@ -29,6 +29,7 @@ from jointdiff.record import Listener, RunRecord
 from jointdiff.sample_grades import PREFIX, merge_sample_grades
 from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
+from server.admission import admitted
 from server.aggregation import Tensors, WeightedSum, weighted_means
 from server.hospitals import Hospitals
 from server.merging import apply_mean, merge, outliers, questionable
@@ -79,8 +80,6 @@ def _nodes_of(names: Sequence[str], home: Path) -> dict[str, int]:
     Raises:
         RunError: A hospital is not admitted, or was revoked.
     """
-    from server.admission import admitted
-
     known = admitted(home)
     if missing := [name for name in names if name not in known]:
         raise RunError(

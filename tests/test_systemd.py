@@ -59,7 +59,7 @@ def test_what_a_site_relies_on(tmp_path: Path) -> None:
     assert hardened.items() <= service.items()
     assert service["ReadWritePaths"] == '"/srv/site"' and service["Environment"] == '"JOINTDIFF_HOME=/srv/site"'
     client = Path(sys.executable).with_name("jointdiff-client")
-    assert service["ExecStart"] == f'"{client}" start --site "/srv/site"'
+    assert service["ExecStart"] == f'"{client}" start --foreground --site "/srv/site"'
 
 
 def test_the_coordinators_units_from_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,7 +82,7 @@ def test_numbers_of_different_scans_are_not_compared_in_silence():
     assert lines({})[1].split() == ["AUC", "–", "–"]
 
 
-@pytest.mark.parametrize("pair", ["target-epsilon=4.0", "num-hospitals=3", "home=/elsewhere", "dataset=phantom:rgb",
+@pytest.mark.parametrize("pair", ["target-epsilon=4.0", "home=/elsewhere", "dataset=phantom:rgb",
                                   "secure-aggregation=true"])  # fmt: skip
 def test_keys_that_mean_nothing_alone_are_refused(site, capsys, pair):
     assert main(["train-local", "--site", str(site), pair]) == ConfigError.exit_code
@@ -93,8 +93,9 @@ def test_keys_that_mean_nothing_alone_are_refused(site, capsys, pair):
 def test_classes_are_those_of_the_data_unless_they_are_said(site):
     config = read(site)
     assert run_alone(config, {}).class_names == ("healthy", "ill")
-    run = run_alone(config, {"classes": "ill,healthy", "run-name": "x"})
+    run = run_alone(config, {"classes": "ill,healthy", "run-name": "x", "num-hospitals": 3, "hospitals": "a,b,c"})
     assert run.class_names == ("ill", "healthy") and run.home == str(site) and run.device == "cpu" and run.over_sites
+    assert run.hospital_names == ("hospital-1",)
 
 
 def test_a_site_without_data_has_no_ladder(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""One battery over every way in which a site can keep its scans: the same phantoms come out, whatever they were kept in."""
+"""One battery over every way in which a site can keep its scans: the same phantoms come out of all of them."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_every_kind_gives_the_same_images_and_labels(kind: str, variant: str, tm
     scans = scans_of(variant)
     data = load(kind, scans, tmp_path)
     parts = {name: rows_of(getattr(data, name), scans) for name in ("train", "heldout", "test")}
-    assert sorted(sum(parts.values(), [])) == list(range(NUM))
+    assert sorted(row for rows in parts.values() for row in rows) == list(range(NUM))
     for name, rows in parts.items():
         if rows:
             np.testing.assert_array_equal(getattr(data, name).labels, scans.labels[rows])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -188,6 +188,13 @@ def two_sites(tmp_path: Path) -> Iterator[Deployment]:
             service.stop(grace_s=3.0)
 
 
+def wait_until(condition: Callable[[], object], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not in time"
+        time.sleep(0.2)
+
+
 def wait_for(path: Path, event: str, number: int, seconds: float = 400.0) -> None:
     deadline = time.monotonic() + seconds
     while not (path.exists() and any(e["event"] == event and e.get("round") == number for e in read_events(path))):
@@ -209,8 +216,14 @@ def test_a_run_survives_its_superlink_and_its_watcher_and_can_be_stopped_and_car
     submitted = deployed_run.submit(two_sites, run)
     events = two_sites.home / "runs" / "real" / "events.jsonl"
     wait_for(events, "round_started", 1)
+    sites = [two_sites.home.parent / name / f"{name}.log" for name in ("one", "two")]
+    # Both sites are at work: a SuperLink that dies while a question is on its way to it is another matter.
+    wait_until(lambda: all("Receiving: train message" in site.read_text() for site in sites))
     command = [sys.executable, "-m", "server.cli", "follow", "real", *here]
-    watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    watcher = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
+    )  # fmt: skip
     assert main(["stop", *here]) == RunError.exit_code and "A run is in progress" in capsys.readouterr().err
 
     os.kill(two_sites.superlink.running().pid, signal.SIGKILL)  # type: ignore[union-attr]
