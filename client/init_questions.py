@@ -51,9 +51,7 @@ def _classes(text: str) -> dict[str, Any]:
         name, equals, own = part.partition("=")
         names = [word.strip() for word in own.split(",") if word.strip()]
         if not equals or not name.strip() or not names:
-            raise ConfigError(
-                f"Write FEDERATION'S=YOURS; ..., such as lesion=nodule,mass; healthy=normal, not {text!r}"
-            )
+            raise ConfigError(f"Write THEIRS=YOURS; ..., such as lesion=nodule,mass; healthy=normal, not {text!r}.")
         found[name.strip()] = names[0] if len(names) == 1 else names
     return found
 

@@ -46,7 +46,8 @@ def run_alone(config: SiteConfig, asked: Mapping[str, Any]) -> RunConfig:
         if asked.get(key, default[key]) not in (default[key], SITES):
             raise ConfigError(f"{key} means nothing where one site trains alone and nothing leaves it: leave it out.")
     classes = {} if "classes" in asked or config.data is None else {"classes": ",".join(class_names(config.data))}
-    keys = {**classes, **asked, "dataset": SITES, "num-labels": 0, "num-hospitals": 1, "hospitals": "", "home": str(config.folder)}
+    alone = {"dataset": SITES, "num-labels": 0, "num-hospitals": 1, "hospitals": "", "home": str(config.folder)}
+    keys = {**classes, **asked, **alone}
     if config.device:
         keys["device"] = config.device
     run = parse_run_config(keys)

@@ -92,7 +92,7 @@ class Site:
 
     def _own_data(self) -> HospitalData:
         if self.site.data is None:
-            raise RefusedError("The run asks for this site's own data (dataset=sites), and its site.yaml names none.")
+            raise RefusedError("The run asks for this site's own data (dataset=sites), and this site has named none.")
         run = self.config.run
         cache = self.folder / "state" / "data-cache"
         return load_site(self.site.data, info_of(run), cache=cache, audit_holdout=run.audit_holdout)

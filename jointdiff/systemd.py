@@ -42,7 +42,7 @@ def write_server_units(
     """
     services = [f"jointdiff-{name}.service" for name in ("superlink", "superexec", "front-door")]
     services = services if front_door else services[:-1]
-    values = {"UNITS": " ".join(services), "OPTIONS": " ".join(map(quoted, options))}
+    values = {"UNITS": " ".join(services), "OPTIONS": " ".join(map(word, options))}
     return _write([SERVER_TARGET, *services], output, home, user, values)
 
 
@@ -87,8 +87,9 @@ def _write(names: Sequence[str], output: Path, folder: Path, user: str, values: 
         "USER": user,
         "FOLDER": quoted(str(folder)),
         "HOME_VARIABLE": quoted(f"{storage.HOME_VARIABLE}={folder}"),
-        "SERVER": quoted(str(commands / "jointdiff-server")),
-        "CLIENT": quoted(str(commands / "jointdiff-client")),
+        "SERVER": word(str(commands / "jointdiff-server")),
+        "CLIENT": word(str(commands / "jointdiff-client")),
+        "SITE": word(str(folder)),
     }
     values["HARDENING"] = _filled("hardening.conf", values).rstrip()
     try:
@@ -103,10 +104,19 @@ def _filled(name: str, values: Mapping[str, str]) -> str:
 
 
 def quoted(text: str) -> str:
-    r"""Return one word of a unit file, with everything escaped that systemd would read as more than itself.
+    r"""Return one value in a unit file, with everything escaped that systemd would read as more than itself.
 
     >>> print(quoted('/srv/50% "my" scans'))
     "/srv/50%% \"my\" scans"
     """
     escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
     return f'"{escaped}"'
+
+
+def word(text: str) -> str:
+    """Return one word of a command in a unit file, where systemd would read variables too.
+
+    >>> print(word("/srv/$HOME"))
+    "/srv/$$HOME"
+    """
+    return quoted(text.replace("$", "$$"))

@@ -62,6 +62,13 @@ def test_what_a_site_relies_on(tmp_path: Path) -> None:
     assert service["ExecStart"] == f'"{client}" start --foreground --site "/srv/site"'
 
 
+def test_every_letter_of_a_folder_stays_what_it_is(tmp_path: Path) -> None:
+    service = read(systemd.write_client_unit(tmp_path, site=Path(HOMES[1]), user="hospital")[0])
+    written = '/srv/Klinikum Süd/50%% \\"of\\" it \\\\ $HOME'
+    assert service["ReadWritePaths"] == f'"{written}"' and service["Environment"] == f'"JOINTDIFF_HOME={written}"'
+    assert service["ExecStart"].endswith(f'--site "{written.replace("$", "$$")}"')
+
+
 def test_the_coordinators_units_from_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output, home = tmp_path / "units", tmp_path / "home"
     asked = ["systemd", "--home", str(home), "--user", "coordinator", "-o", str(output), "--port", "443"]

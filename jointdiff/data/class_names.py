@@ -13,6 +13,7 @@ from jointdiff.data.scan_file import shortened
 from jointdiff.data.site_source import SiteSource
 from jointdiff.errors import ConfigError, DataError, nearest
 
+_IGNORED = -2  # the number of a finding that is left out
 NONE = "none"  # the label of a scan without any finding, in a multi-label task
 SEPARATOR = ";"
 
@@ -20,7 +21,8 @@ SEPARATOR = ";"
 def numbers_of_names(source: SiteSource, wanted: DatasetInfo) -> dict[str, int]:
     """Return the number of each of the site's own names; in a multi-label task UNKNOWN stands for no finding.
 
-    A class that `classes` does not mention goes by the federation's name.
+    A class that `classes` does not mention goes by the federation's name. Findings that are left out get a number that
+    is no class's.
 
     Raises:
         ConfigError: `classes` mentions a class that the federation does not know, or one name means two.
@@ -45,6 +47,13 @@ def numbers_of_names(source: SiteSource, wanted: DatasetInfo) -> dict[str, int]:
                     "the federation's for another. Say your own name for both."
                 )
             result[text] = number
+    for text in source.leave_out:
+        if text in result:
+            raise ConfigError(
+                f"`leave-out` under {source.where} holds '{text}', which means a class of the federation."
+            )
+        if wanted.task == MULTI_LABEL:
+            result[text] = _IGNORED
     return result
 
 
@@ -79,7 +88,7 @@ def label_numbers(
     labels = np.full((len(texts), wanted.num_outputs), UNKNOWN, dtype=np.int64)
     for row, some in enumerate(parts):
         if some:
-            found = {names[part] for part in some}
+            found = {names[part] for part in some} - {_IGNORED}
             if UNKNOWN in found and len(found) > 1:
                 raise DataError(f"{path}: a label says both '{NONE}' and a finding: {shortened([texts[row]])}.")
             labels[row] = [number in found for number in range(wanted.num_outputs)]
@@ -122,5 +131,5 @@ def _check_known(counts: Counter[str], names: Mapping[str, int], wanted: Dataset
     raise DataError(
         f"{path} has classes that the federation does not know: {shortened(strange)}.{hint} "
         f"Here: {shortened(sorted(counts))}; in the federation: {shortened(list(wanted.class_names))}. "
-        "Correct the label, or say under `classes` in site.yaml which class it means."
+        "Correct the label, or say in site.yaml which class it means (`classes`) or to `leave-out` it."
     )

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import csv
 import io
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +132,7 @@ def _entry(row: _Row, root: Path) -> Entry | None:
         status = path.stat()
     except OSError:
         return None
-    if not path.is_file():
+    if not stat.S_ISREG(status.st_mode):
         return None
     split = TRAIN if row.split.lower() in NO_LABEL else SPLIT_WORDS.get(row.split.lower(), "")
     return Entry(name_of(path, root), path, row.label, row.patient, split, stamp_of(status))
@@ -158,13 +160,13 @@ def _check_splits(table: Path, rows: Sequence[_Row]) -> None:
 
 
 def _check_once(table: Path, rows: Sequence[_Row], entries: Sequence[Entry]) -> None:
-    first: dict[Path, int] = {}
+    first: set[str] = set()
     again = []
     for row, entry in zip(rows, entries, strict=True):
-        place = entry.path.resolve()
+        place = os.path.normpath(entry.path)
         if place in first:
             again.append(row)
-        first.setdefault(place, row.number)
+        first.add(place)
     if again:
         raise FilesError(
             f"{table}: {len(again)} rows name a file that an earlier row names, {_numbers(again)}. Keep one row per "

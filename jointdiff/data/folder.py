@@ -116,7 +116,14 @@ def _files(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
         for name in files:
             path = Path(at, name)
             if not _hidden(path):
-                yield path, os.stat(path) if path.exists() else os.lstat(path)
+                yield path, _status(path)
+
+
+def _status(path: Path) -> os.stat_result:
+    try:
+        return path.stat()
+    except OSError:  # a link to nothing: whoever reads the file says so
+        return path.lstat()
 
 
 def _refuse(error: OSError) -> None:

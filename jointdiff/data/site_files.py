@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jointdiff.data import dicom, streaming
-from jointdiff.data.base import DatasetInfo, ImageSet
+from jointdiff.data.base import MULTI_LABEL, DatasetInfo, ImageSet
 from jointdiff.data.class_names import label_numbers, numbers_of_names
 from jointdiff.data.csv_table import list_table
 from jointdiff.data.fitting import fit, to_uint8
@@ -33,7 +33,7 @@ def open_files(
     """Open a site's files; raises as `site_data.load_site`."""
     if source.kind == DICOM:
         dicom.check_installed()
-    listing = list_files(source)
+    listing = _wanted_of(list_files(source), source, wanted)
     names = numbers_of_names(source, wanted)
     labels = label_numbers(
         [entry.label for entry in listing.entries], names, wanted, listing.path, has_multi_label=source.is_table
@@ -61,6 +61,15 @@ def list_files(source: SiteSource) -> Listing:
         accepts = dicom.is_candidate if source.kind == DICOM else is_image
         listing = list_folder(source.path, accepts=accepts, patients=source.patient == FROM_FOLDER)
     return replace(listing, knows_patients=True) if source.patient == FROM_HEADER else listing
+
+
+def _wanted_of(listing: Listing, source: SiteSource, wanted: DatasetInfo) -> Listing:
+    """Return a listing without the scans of classes that are left out; findings are left out of labels instead."""
+    kept = [entry for entry in listing.entries if entry.label not in source.leave_out]
+    if wanted.task == MULTI_LABEL or len(kept) == len(listing.entries):
+        return listing
+    apart = {"of a class that is left out": len(listing.entries) - len(kept)}
+    return replace(listing, entries=kept, left_out={**listing.left_out, **apart})
 
 
 def reader_of(source: SiteSource) -> Callable[[Path], Scan]:
@@ -132,8 +141,8 @@ def _key(source: SiteSource, wanted: DatasetInfo, listing: Listing, audit_holdou
     """Return a digest of all that the stored images depend on."""
     settings = [
         streaming.FORMAT, source.kind, str(listing.path), source.aspect, source.window, source.patient,
-        source.test_fraction, source.skip_unreadable, source.classes, list(wanted.class_names), wanted.task,
-        wanted.channels, wanted.image_size, audit_holdout,
+        source.test_fraction, source.skip_unreadable, source.classes, source.leave_out, list(wanted.class_names),
+        wanted.task, wanted.channels, wanted.image_size, audit_holdout,
     ]  # fmt: skip
     digest = hashlib.sha256(json.dumps(settings).encode())
     for entry in listing.entries:

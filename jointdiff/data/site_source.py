@@ -34,6 +34,7 @@ class SiteSource:
     seed: int = 0  # which phantoms
     num_images: int = 1000  # phantoms, those of the test part included
     classes: tuple[tuple[str, tuple[str, ...]], ...] = ()  # (the federation's class, the site's own names for it)
+    leave_out: tuple[str, ...] = ()  # the site's own names of classes that the federation does not ask for
     aspect: str = "pad"  # one of ASPECTS: what becomes of scans that are not square
     window: str | tuple[float, float] = "auto"  # DICOM: auto | header | (centre, width)
     patient: str = ""  # FROM_HEADER | FROM_FOLDER | '': where patients are known from, unless a table names them
@@ -171,13 +172,16 @@ def _classes(value: Any, what: str) -> tuple[tuple[str, tuple[str, ...]], ...]:
         raise ConfigError(f"{what} must be a mapping of the federation's classes to your own names, not {value!r}.")
     pairs = []
     for name, own in value.items():
-        texts = tuple(_class_name(text, what) for text in (own if isinstance(own, list) else [own]))
-        pairs.append((_class_name(name, what), texts))
+        pairs.append((_class_name(name, what), _names(own, what)))
     given = [text for _, texts in pairs for text in texts]
     for text in given:
         if given.count(text) > 1:
             raise ConfigError(f"{what} says twice what '{text}' means: each of your names belongs to one class.")
     return tuple(pairs)
+
+
+def _names(value: Any, what: str) -> tuple[str, ...]:
+    return tuple(_class_name(name, what) for name in (value if isinstance(value, list) else [value]))
 
 
 def _class_name(value: Any, what: str) -> str:
@@ -198,6 +202,7 @@ _KEYS: dict[str, tuple[tuple[str, ...], Callable[[Any, str], Any]]] = {
     "seed": ((PHANTOM,), _whole(0)),
     "num-images": ((PHANTOM,), _whole(10)),
     "classes": (KINDS, _classes),
+    "leave-out": (_FILES, _names),
     "aspect": (_FILES, _one_of(ASPECTS)),
     "window": ((DICOM,), _window),
     "patient": ((FOLDER, DICOM), _one_of((FROM_FOLDER, FROM_HEADER))),

@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,8 @@ FACTS = np.dtype([
 ])  # fmt: skip
 KEPT = 3  # files in a cache: other settings come and go
 _PAGE = 4096
-_NORESERVE = 0x4000  # Linux: a private map of a file larger than the memory is no promise of memory
+# A private map of a file larger than the memory must not ask for as much memory (MAP_NORESERVE).
+_NORESERVE = 0x4000 if sys.platform == "linux" else 0
 
 
 @dataclass(frozen=True)

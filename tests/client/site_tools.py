@@ -125,5 +125,5 @@ def write_scans(folder: Path, *, per_class: int = 24, size: int = 16) -> Path:
 def write_site(folder: Path, server: str, data: str = "  kind: phantom\n  num-images: 40\n", more: str = "") -> Path:
     """Write a site.yaml."""
     path = folder / "site.yaml"
-    path.write_text(f"federation:\n  server: \"{server}\"\ndata:\n{data}device: cpu\n{more}")
+    path.write_text(f'federation:\n  server: "{server}"\ndata:\n{data}device: cpu\n{more}')
     return path

@@ -58,7 +58,7 @@ def test_alone_and_federation_stand_in_one_table(site, tiny_files, capsys):
     client = TestClient(make_app(site), base_url="http://localhost")
     part = client.get("/live").json()["parts"]["ladder"]
     value = ladder["alone"]["metrics"]["auc"]["value"]
-    assert part.count(f"{value:.3f} (") == 2 and "3 hospitals, 4 steps each" in part
+    assert part.count(f"{value:.3f} (") >= 2 and "3 hospitals, 4 steps each" in part
     assert client.get("/data.json").json()["ladder"] == ladder
     assert str(site) not in json.dumps(ladder) and not (site / "egress").exists()
 

@@ -40,7 +40,11 @@ def test_without_a_file_a_deployment_withholds_and_a_simulation_does_not(ask):
 def test_the_example_says_the_defaults_of_a_deployment(tmp_path):
     text = (importlib.resources.files("configs") / "site.example.yaml").read_text()
     write(tmp_path, text)
-    assert site_config.read(tmp_path, simulated=False).policy == site_config.read(tmp_path, simulated=True).policy == SitePolicy()
+    assert (
+        site_config.read(tmp_path, simulated=False).policy
+        == site_config.read(tmp_path, simulated=True).policy
+        == SitePolicy()
+    )
 
 
 def test_the_example_names_every_key():

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from client import connection, diagnosis, key_admission, keys, site_process, supernode
+from client import connection, diagnosis, key_admission, keys, site_process, supernode, supervisor
 from client.cli import main
 from client.connection import ConnectionProblem
 from client.key_admission import Admission
@@ -143,7 +143,7 @@ class Watched:
 
     def __init__(self, site: Path, **options: object) -> None:
         self.lines: list[str] = []
-        self.supervisor = supernode.Supervisor(read(site), echo=self.lines.append, **options)  # type: ignore[arg-type]
+        self.supervisor = supervisor.Supervisor(read(site), echo=self.lines.append, **options)  # type: ignore[arg-type]
         self.thread = threading.Thread(target=self.supervisor.run)
 
     def __enter__(self) -> Watched:
@@ -184,7 +184,7 @@ def test_a_supernode_that_finds_nobody_says_so_and_leaves_nothing(site):
         assert found["running"] and found["pid"] == os.getpid() and not found["connected"]
         assert found["problem"]["cause"] == "refused" and node_pids()
         with pytest.raises(RunError, match="runs already"):
-            supernode.Supervisor(read(site)).run()
+            supervisor.Supervisor(read(site)).run()
     assert not supernode.status(site)["running"] and node_pids() == []
     assert sum("refuses the connection" in line for line in watched.lines) == 1
     log = (site / site_process.LOG_FILE).read_text()
@@ -193,7 +193,7 @@ def test_a_supernode_that_finds_nobody_says_so_and_leaves_nothing(site):
 
 
 def test_a_supernode_that_ends_is_started_again_and_the_cause_is_named(site, tmp_path, monkeypatch):
-    monkeypatch.setattr(supernode, "_FIRST_WAIT_S", 0.2)
+    monkeypatch.setattr(supervisor, "_FIRST_WAIT_S", 0.2)
     other = tools.Authority(tmp_path, "theirs")
     with tools.serving(other.issue("server")) as port:
         tools.write_site(site, f"127.0.0.1:{port}")
@@ -243,11 +243,11 @@ def test_what_is_missing_is_said_before_anything_starts(site, capsys):
 def test_the_environment_leads_the_apps_to_the_sites_folder(site):
     tools.write_site(site, "[::1]:8443")
     config = read(site)
-    found = supernode.environment(config)
+    found = supervisor.environment(config)
     assert found["JOINTDIFF_HOME"] == str(site) and found["FLWR_HOME"].startswith(str(site))
     assert (found["FLWR_TELEMETRY_ENABLED"], found["FLWR_DISABLE_UPDATE_CHECK"]) == ("0", "1")
     assert config.federation is not None
-    command = supernode.command_line(config.federation, 1234)
+    command = supervisor.command_line(config.federation, 1234)
     assert command[1:] == [
         "--superlink", "[::1]:8443", "--root-certificates", str(site / "ca.crt"), "--auth-supernode-private-key",
         str(site / "site.key"), "--host", "127.0.0.1", "--port", "1234",
@@ -309,7 +309,7 @@ def flwr(environment: dict[str, str], *words: str) -> dict:
 
 
 def test_an_unknown_key_is_named_and_one_that_is_admitted_joins(site, superlink, monkeypatch):
-    monkeypatch.setattr(supernode, "_FIRST_WAIT_S", 1.0)
+    monkeypatch.setattr(supervisor, "_FIRST_WAIT_S", 1.0)
     port, environment = superlink
     where = address(site, port)
     assert key_admission.ask(where) is Admission.UNKNOWN_KEY

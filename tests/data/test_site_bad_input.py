@@ -165,6 +165,18 @@ def test_a_class_that_the_federation_does_not_know(folder: Path) -> None:
     refused(folder, "'lesions'.*did you mean 'lesion'.*Here: 'healthy', 'lesion', 'lesions'; in the federation",
             kind="folder", path="data")  # fmt: skip
     load(folder, kind="folder", path="data", classes={"lesion": ["lesion", "lesions"]})
+    data = load(folder, kind="folder", path="data", **{"leave-out": "lesions"})
+    assert len(data.train) + len(data.test) == 20
+    refused(folder, "'lesion', which means a class", kind="folder", path="data", **{"leave-out": ["lesion"]})
+
+
+def test_findings_that_the_federation_does_not_ask_for(folder: Path, table: Callable[..., None]) -> None:
+    wanted = replace(WANTED, task=MULTI_LABEL)
+    table({2: "healthy/healthy0.png,hernia;lesion", 3: "healthy/healthy1.png,hernia", 4: "healthy/healthy2.png,none"})
+    refused_table(folder, "'hernia'", wanted)
+    data = load(folder, wanted, kind="csv_table", path="data/liste.csv", **{"leave-out": ["hernia"]})
+    labels = np.concatenate([data.train.labels, data.test.labels])
+    assert len(labels) == 20 and labels.sum(axis=0).tolist() == [7, 11] and (labels.sum(axis=1) == 0).sum() == 2
 
 
 def test_classes_that_do_not_fit(folder: Path) -> None:

@@ -100,7 +100,7 @@ class Federation:
 
     def connected(self) -> dict[str, bool]:
         found = json.loads(self.server.run("status", "--json").stdout)
-        return {hospital["name"]: hospital["connected"] for hospital in found["hospitals"]}
+        return {name: state == "connected" for name, state in found["hospitals"].items()}
 
     def wait_until_connected(self, *names: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds

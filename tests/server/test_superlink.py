@@ -125,11 +125,21 @@ def _listening(port: int) -> set[str]:
     return found
 
 
-def test_a_superlink_that_cannot_start_says_why_and_leaves_nothing(deployment: Deployment, settings: Settings) -> None:
-    (deployment.folder.superlink / "state.db").mkdir(parents=True)
-    with pytest.raises(RunError, match=r"(?s)superlink ended at its start.*unable to open database"):
+@pytest.mark.parametrize(
+    ("in_the_way", "says"),
+    [
+        ("state.db", r"(?s)superlink ended at its start.*unable to open database"),
+        ("superexec.log", "flower-superexec cannot be started"),
+    ],
+)
+def test_a_start_that_fails_says_why_and_leaves_nothing(
+    deployment: Deployment, settings: Settings, in_the_way: str, says: str
+) -> None:
+    (deployment.folder.superlink / in_the_way).mkdir(parents=True)
+    with pytest.raises(RunError, match=says):
         superlink.start(deployment, settings, lambda _: None)
     assert not any(service.members() for service in deployment.services(settings))
+    assert not _listening(settings.superlink_port)
 
 
 def test_everything_that_stands_in_the_way_is_named_at_once(deployment: Deployment, settings: Settings) -> None:
