@@ -75,12 +75,12 @@ def _one_of(what: str, known: tuple[str, ...]) -> Callable[[str, Answers], str]:
 
 
 def _server(text: str, _: Answers) -> str:
-    site_config._federation({"server": text or "nothing"}, "your answer", Path())
+    site_config.read_federation({"server": text or "nothing"}, "your answer", Path())
     return text
 
 
 def _device(text: str, _: Answers) -> str:
-    if not site_config._DEVICE.fullmatch(text):
+    if not site_config.DEVICE.fullmatch(text):
         raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, not {text!r}.")
     return text
 

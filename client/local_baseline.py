@@ -12,7 +12,6 @@ from typing import Any
 
 from client import site_process
 from client.data_look import class_names
-from client.preview import CACHE
 from client.site_config import SiteConfig
 from jointdiff import checkpoint, storage
 from jointdiff.config import SITES, RunConfig, parse_run_config, to_mapping
@@ -123,7 +122,7 @@ def own_data(config: SiteConfig, wanted: DatasetInfo) -> HospitalData:
     """
     if config.data is None:
         raise ConfigError(f"{config.path} has no section `data`: `jointdiff-client init` writes it.")
-    data = load_site(config.data, wanted, cache=config.folder / CACHE)
+    data = load_site(config.data, wanted, cache=config.cache)
     if not data.test.num_labelled:
         raise DataError("This site has no labelled scan in its test part, so no model can be measured: label some.")
     return data

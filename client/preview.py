@@ -13,8 +13,6 @@ from jointdiff.data.site_source import SiteSource
 from jointdiff.errors import ConfigError, DataError
 from jointdiff.views.preview_page import write_preview
 
-CACHE = Path("state", "data-cache")  # below the site's folder: the same that training uses
-
 
 def look(
     site: SiteConfig | SiteSource,
@@ -67,7 +65,7 @@ def preview(
     Raises:
         ConfigError, DataError: As `look`.
     """
-    cache = site.folder / CACHE if isinstance(site, SiteConfig) else folder / "data-cache"
+    cache = site.cache if isinstance(site, SiteConfig) else folder / "data-cache"
     return write_preview(folder, look(site, wanted, cache, show_names=show_names, progress=progress),
                          show_names=show_names)  # fmt: skip
 

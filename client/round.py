@@ -94,8 +94,7 @@ class Site:
         if self.site.data is None:
             raise RefusedError("The run asks for this site's own data (dataset=sites), and this site has named none.")
         run = self.config.run
-        cache = self.folder / "state" / "data-cache"
-        return load_site(self.site.data, info_of(run), cache=cache, audit_holdout=run.audit_holdout)
+        return load_site(self.site.data, info_of(run), cache=self.site.cache, audit_holdout=run.audit_holdout)
 
     @cached_property
     def device(self) -> torch.device:

@@ -22,7 +22,7 @@ from jointdiff.errors import ConfigError, RefusedError, nearest
 from jointdiff.protocol import RoundInstructions
 
 SITE_FILE = "site.yaml"
-_DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
+DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+")
 _SERVER = re.compile(r"(?P<host>[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\]):(?P<port>\d{1,5})")
 
 
@@ -59,6 +59,11 @@ class SiteConfig:
     def path(self) -> Path:
         """Of site.yaml, whether it is there or not."""
         return self.folder / SITE_FILE
+
+    @property
+    def cache(self) -> Path:
+        """Folder of the fitted scans; it may be deleted at any time."""
+        return self.folder / "data-cache"
 
 
 def config_of(instructions: RoundInstructions) -> SiteConfig:
@@ -138,9 +143,9 @@ def read(path: Path, *, simulated: bool = False) -> SiteConfig:
         elif key == "data":
             found["data"] = read_source(_mapping(value, where), where, folder)
         elif key == "federation":
-            found["federation"] = _federation(_mapping(value, where), where, folder)
+            found["federation"] = read_federation(_mapping(value, where), where, folder)
         elif key == "device":
-            if not isinstance(value, str) or not _DEVICE.fullmatch(value):
+            if not isinstance(value, str) or not DEVICE.fullmatch(value):
                 raise ConfigError(f"device in {path} must be auto, cpu, cuda or cuda:N, not {value!r}.")
             found["device"] = value
         else:
@@ -149,7 +154,8 @@ def read(path: Path, *, simulated: bool = False) -> SiteConfig:
     return SiteConfig(folder, policy, **found)
 
 
-def _federation(values: Mapping[Any, Any], where: str, folder: Path) -> FederationAddress:
+def read_federation(values: Mapping[Any, Any], where: str, folder: Path) -> FederationAddress:
+    """Read the section `federation`; raises ConfigError."""
     texts = {"server": "", "ca": "ca.crt", "key": "site.key"}
     for key, value in values.items():
         if key not in texts:

@@ -6,6 +6,7 @@ predicts, and guidance wraps it as it does for DDIM. lambda_t = log(sqrt(a_t) / 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -30,7 +31,7 @@ def log_snr_timesteps(num_steps: int, alpha_bar: torch.Tensor, *, lowest: float 
 
     >>> from jointdiff.schedule import cosine_alpha_bar
     >>> log_snr_timesteps(5, cosine_alpha_bar(1000))
-    [995, 950, 623, 104, 0]
+    [995, 950, 504, 44, 0]
     """
     rising = half_log_snr(alpha_bar).cpu().flip(0)
     first = max(float(rising[0]), lowest)
@@ -71,9 +72,8 @@ def sample_dpm_solver(
             t_next = timesteps[i + 1]
             h = lambdas[t_next] - lambdas[t]
             mixed = x0 if before is None else x0 + h / (2 * before[1]) * (x0 - before[0])
-            a, a_next = alpha_bar[t].double(), alpha_bar[t_next].double()
-            keep, gain = ((1 - a_next) / (1 - a)).sqrt(), -a_next.sqrt() * torch.expm1(torch.tensor(-h))
-            x = float(keep) * x + float(gain) * mixed
+            a, a_next = float(alpha_bar[t]), float(alpha_bar[t_next])
+            x = math.sqrt((1 - a_next) / (1 - a)) * x - math.sqrt(a_next) * math.expm1(-h) * mixed
             before = (x0, h)
         if callback is not None:
             callback(i, x)

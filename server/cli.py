@@ -15,7 +15,8 @@ from jointdiff.command_line import exit_code_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.views.format import MISSING, num_bytes, number
 from jointdiff.views.terminal import printable
-from server import commands_certificates, commands_deployment, commands_hospitals, prune, resume, runs
+from server import prune, resume, runs
+from server.commands import certificates, deployment, hospitals
 
 _COLUMNS = ("run", "state", "round", "method", "data", "hospitals", "AUC", "bal.acc", "started (UTC)", "size")
 
@@ -72,9 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     board = commands.add_parser("tensorboard", parents=[one_run, everywhere], help="write TensorBoard files of a run")
     board.add_argument("--follow", action="store_true", help="go on until the run has ended")
     board.set_defaults(command=_tensorboard)
-    commands_certificates.add_commands(commands)
-    commands_hospitals.add_commands(commands)
-    commands_deployment.add_commands(commands)
+    for group in (certificates, hospitals, deployment):
+        group.add_commands(commands)
     return parser
 
 
@@ -119,9 +119,8 @@ def _dashboard(options: argparse.Namespace) -> None:
 def _resume(options: argparse.Namespace) -> int:
     folder = _find(options)
     if resume.check_resumable(folder) == "deployment":
-        print("This run was started over a deployed federation. Carry it on with:")
-        print(resume.flower_command(folder, options.run_config))
-        return 0
+        keys = [word for text in options.run_config for word in ("--run-config", text)]
+        return main(["run", "--resume", folder.name, "--home", str(folder.parent.parent), *keys])
     return resume.launch(folder, options.run_config)
 
 

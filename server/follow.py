@@ -15,7 +15,7 @@ from jointdiff.errors import JointDiffError
 from jointdiff.events import EventLog, parse_event, read_events
 from jointdiff.history import effective, how_to_resume
 from jointdiff.views.report import write_report
-from server.control import RunStatus
+from server.deployment.control import RunStatus
 
 LOOK_S = 0.3  # between two looks at the files
 ASK_S = 30.0  # between two questions to Flower; each costs a Python process

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from jointdiff import protocol
 from jointdiff.errors import RunError
@@ -35,6 +36,7 @@ MESSAGE_TYPES = {
 }
 # A message's time to live is the hospital's time to answer: Flower may notice that it is over before we do.
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
+_PUSHES, _PUSH_AGAIN_S = 4, 2.0  # tries to hand one message to the SuperLink, and the growing pause between them
 _POLL_S = (0.02, 0.5)  # shortest and longest pause between two looks for replies
 _POLL_SHARE = 0.05  # of the time since the last reply: so late at most is a reply noticed
 _log = logging.getLogger(__name__)
@@ -190,12 +192,19 @@ class Hospitals:
     def _send(self, question: RoundInstructions, arrays: ArrayRecord, node_id: int) -> tuple[str, _Sent]:
         content = pack(question, arrays)
         note = _Sent(question.hospital, node_id, num_bytes(content), self._clock() + self._reply_timeout_s)
-        message = Message(
-            content,
-            dst_node_id=node_id,
-            message_type=MESSAGE_TYPES[question.kind],
-            ttl=self._reply_timeout_s,
-            group_id=str(question.round),
-        )
-        message_ids = list(self._grid.push_messages([message]))
-        return (message_ids[0] or "" if message_ids else ""), note
+        for attempt in range(_PUSHES):
+            message = Message(
+                content,
+                dst_node_id=node_id,
+                message_type=MESSAGE_TYPES[question.kind],
+                ttl=self._reply_timeout_s,
+                group_id=str(question.round),
+            )
+            try:
+                message_ids = list(self._grid.push_messages([message]))
+            except ObjectPushError:  # the SuperLink went away while the message was on its way, and is back
+                _log.warning("A message could not be pushed to the SuperLink.", exc_info=True)
+                self._sleep(_PUSH_AGAIN_S * (attempt + 1))
+                continue
+            return (message_ids[0] or "" if message_ids else ""), note
+        return "", note

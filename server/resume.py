@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -34,12 +33,6 @@ def check_resumable(folder: Path) -> str:
     if started == "alone":
         raise RunError(f"The run '{name}' was one site alone (`jointdiff train`), which cannot be resumed: train anew.")
     return started
-
-
-def flower_command(folder: Path, run_config: Sequence[str]) -> str:
-    """Return what to type for a run over a deployed federation; Flower wants quotes around texts."""
-    keys = f'run-name="{folder.name}" resume=true home="{folder.parent.parent}"'
-    return f"flwr run APP CONNECTION --run-config {shlex.quote(' '.join([keys, *run_config]))}"
 
 
 def launch(folder: Path, run_config: Sequence[str]) -> int:

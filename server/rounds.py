@@ -29,8 +29,8 @@ from jointdiff.record import Listener, RunRecord
 from jointdiff.sample_grades import PREFIX, merge_sample_grades
 from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
-from server.admission import admitted
-from server.aggregation import Tensors, WeightedSum, weighted_means
+from server.aggregation import WeightedSum, weighted_means
+from server.deployment.admission import admitted
 from server.hospitals import Hospitals
 from server.merging import apply_mean, merge, outliers, questionable
 from server.optimizers import initial_moments
@@ -39,6 +39,7 @@ from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
 from server.scores import HELDOUT, Scores
 from server.secure_sum import SecureSums
+from server.slices import Tensors
 
 
 def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = None) -> Path:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdiff import storage
+from jointdiff.config import SITES
 from jointdiff.errors import JointDiffError, RunError, nearest
 from jointdiff.views.run_data import RunData, load_run, mapping
 
@@ -99,7 +100,7 @@ def state_of(run: RunData, *, writing: bool) -> str:
 
 def how_started(run: RunData) -> str:
     """Return who started a run, and so who can carry it on: simulation | alone | deployment."""
-    if run.started.get("deployment"):
+    if run.dataset.get("name") == SITES:
         return "deployment"
     replies = run.replies()
     # `jointdiff train` writes the same events, but there is nobody to send anything to.

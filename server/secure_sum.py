@@ -22,10 +22,10 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.fixed_point import FixedPoint
 from jointdiff.record import RunRecord
 from jointdiff.secure_sum import PublicKeys, Session, to_bytes
-from server.aggregation import Tensors
 from server.merging import NORM_FACTOR
 from server.questions import Answers, Check, Questions, TooFewError
 from server.replies import Reply, check_update
+from server.slices import Tensors
 
 Payloads = Mapping[str, Mapping[str, Any]]
 

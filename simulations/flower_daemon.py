@@ -21,7 +21,7 @@ from typing import Any
 from jointdiff.errors import RunError
 from jointdiff.overrides import to_toml
 from jointdiff.processes import end_with_parent
-from server.control import Control, RunStatus, flower_environment, last_lines, tool
+from server.deployment.control import Control, RunStatus, flower_environment, last_lines, tool
 from server.follow import TASK_ENDED, Tail
 
 CONNECTION = "jointdiff"  # the name of our SuperLink in the private Flower home's config.toml

@@ -81,7 +81,7 @@ def _preview(options: argparse.Namespace) -> None:
     keys = {"dataset": SITES, "num-labels": 0, "classes": classes, "channels": options.channels, "task": options.task,
             "image-size": options.size}  # fmt: skip
     wanted = info_of(parse_run_config(keys))
-    found = preview.look(config, wanted, config.folder / preview.CACHE, show_names=options.show_names, progress=_count)
+    found = preview.look(config, wanted, config.cache, show_names=options.show_names, progress=_count)
     say("\n".join(preview.lines(found, show_names=options.show_names)))
     page = preview.preview(config, wanted, config.folder / "preview", show_names=options.show_names)
     say(f"\nWhat the model sees, for this site alone: {page}")

@@ -14,7 +14,6 @@ import yaml
 from client import site_config
 from client.data_look import class_names
 from client.preflight.reach import Reach, reach
-from client.preview import CACHE
 from client.site_config import SiteConfig
 from jointdiff.config import SITES, Config, RunConfig, parse_run_config, resolve
 from jointdiff.data import info_of
@@ -88,8 +87,9 @@ class Facts:
         """
         if self.config.data is None:
             raise ConfigError(f"{self.config.path} has no section `data`: `jointdiff-client init` writes it.")
-        cache = self.folder / CACHE
-        return open_site(self.config.data, info_of(self.run), cache=cache, audit_holdout=self.run.audit_holdout)
+        return open_site(
+            self.config.data, info_of(self.run), cache=self.config.cache, audit_holdout=self.run.audit_holdout
+        )
 
     @cached_property
     def reach(self) -> Reach:

@@ -1,8 +1,8 @@
 """Peak memory of the server over the number of hospitals: `python tests/benchmarks/server_memory.py`.
 
 The whole way of a round's replies (message, spool, checks, merge, the server's average, the state on disk) with a
-model of random weights, each case in a process of its own. Weights, average and the optimiser's moments are there before
-it; what is printed is the peak's growth over that, in models' sizes.
+model of random weights, each case in a process of its own. What is printed is the peak's growth over what is there
+before the round (weights, average, the optimiser's moments), in models' sizes.
 """
 
 from __future__ import annotations

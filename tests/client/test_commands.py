@@ -65,10 +65,12 @@ def test_site_may_be_the_file_or_its_folder_and_nothing_else(tmp_path, capsys):
 
 
 def test_status_tells_of_the_last_run_from_the_sites_own_folder(tmp_path, capsys):
+    (tmp_path / "data-cache").mkdir(parents=True)
+    assert main(["status", "--site", str(tmp_path)]) == 1
+    assert "No run has asked this site" in capsys.readouterr().out
     path = tmp_path / "state" / "run-a" / "round-0003.safetensors"
     path.parent.mkdir(parents=True)
     path.write_bytes(b"x")
-    (tmp_path / "state" / "data-cache").mkdir()
     assert main(["status", "--site", str(tmp_path)]) == 1
     told = capsys.readouterr().out
     assert "Not running. `jointdiff-client start`" in told and "Last run: run-a, round 3" in told

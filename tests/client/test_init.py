@@ -124,3 +124,11 @@ def test_arrays_are_looked_at_too(tmp_path, tiny_files):
         look(read_source({"kind": "npz", "path": str(tmp_path / "one.npz")}, "x", tmp_path))
     assert look(read_source({"kind": "phantom"}, "x", tmp_path)) is None
     assert len(class_names(read_source({"kind": "phantom"}, "x", tmp_path))) == 2
+
+
+def test_what_could_not_be_read_back_is_not_left_behind(tmp_path, monkeypatch):
+    tools.write_scans(tmp_path / "scans", per_class=2)
+    monkeypatch.setattr("client.init.text_of", lambda _: "typo: 1\n")
+    with pytest.raises(ConfigError, match="Unknown section 'typo'"):
+        run(tmp_path, pairs=["server=h:1", "path=scans"], say=lambda _: None)
+    assert not (tmp_path / "site.yaml").exists()

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from client import site_config
-from client.preview import CACHE, lines, look, preview
+from client.preview import lines, look, preview
 from jointdiff.data.phantom import draw_scans, phantom_info
 from jointdiff.data.scan_file import FilesError
 from jointdiff.data.site_source import SiteSource, read_source
@@ -44,7 +44,7 @@ def test_the_page_shows_every_class_and_names_no_file(home: Path) -> None:
     path = preview(site_config.read(home), WANTED, home / "preview")
     text = path.read_text(encoding="utf-8")
     assert path == home / "preview" / "index.html" and stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert (home / CACHE).is_dir(), "the site's own cache, which training uses too"
+    assert (home / "data-cache").is_dir(), "the site's own cache, which training uses too"
     headings = re.findall(r"<h3>([^<]*)", text)
     assert [heading.strip() for heading in headings] == ["healthy", "lesion", "without a label"]
     assert text.count("<img") == 3 and "Müller" not in text

@@ -101,7 +101,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
 def test_a_bad_file_is_one_clear_error(tmp_path, text, said):
     write(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
-        site_config.read(tmp_path, simulated=True).policy
+        site_config.read(tmp_path, simulated=True)
     assert said in str(caught.value) and "site.yaml" in str(caught.value)
 
 

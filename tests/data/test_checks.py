@@ -111,6 +111,8 @@ def test_copies_with_different_labels(home: Path) -> None:
 
 def test_copies_on_both_sides(home: Path) -> None:
     shutil.copy(one(home, "train", "healthy"), home / "data" / "test" / "healthy" / "copy.png")
+    for path in sorted((home / "data" / "train" / "lesion").iterdir())[5:]:
+        path.unlink()  # so that there is a note before it
     site = opened(home)
     told(site, ERROR, "part and the test part")
     assert findings(site)[0].severity == ERROR, "the worst comes first"

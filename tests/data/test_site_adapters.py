@@ -217,7 +217,10 @@ def test_the_parts_come_from_the_files_and_from_no_order_or_place(kind: str, tmp
     else:
         second = load(kind, turned, tmp_path / "b")
     assert sorted(rows_of(first.test, scans)) == sorted(rows_of(second.test, scans))
-    assert sorted(rows_of(first.train, scans)) == sorted(rows_of(second.train, scans))
+    if kind == "npz":  # has no names: its images stay in the order of the arrays
+        assert sorted(rows_of(first.train, scans)) == sorted(rows_of(second.train, scans))
+    else:
+        assert rows_of(first.train, scans) == rows_of(second.train, scans)
 
 
 @KINDS

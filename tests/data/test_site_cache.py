@@ -32,7 +32,7 @@ class Site:
     """Twenty-four pictures in two class folders, four without a label."""
 
     def __init__(self, home: Path) -> None:
-        self.home, self.cache = home, home / "state" / "data-cache"
+        self.home, self.cache = home, home / "data-cache"
         self.decoded = 0
         drawn = draw_scans(WANTED, 24, np.random.default_rng(0))
         for row, image in enumerate(drawn.images):
@@ -140,7 +140,6 @@ def test_what_a_killed_process_left_is_swept_and_old_files_go(site: Site) -> Non
 
 
 def test_an_unwritable_or_full_cache_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.cache.parent.mkdir()
     site.cache.write_text("a file in the way")
     with pytest.raises(DataError, match=r"cannot hold the fitted scans: .*Make space or give permission"):
         site.load()

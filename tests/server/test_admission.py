@@ -23,8 +23,8 @@ from client import keys
 from jointdiff import certificate_checks as checks
 from jointdiff import site_keys
 from jointdiff.errors import ConfigError, RunError
-from server import admission, certificates, federation_folder, front_door, hospital_record, node_registry
 from server.cli import main
+from server.deployment import admission, certificates, federation_folder, front_door, hospital_record, node_registry
 
 BIN = Path(sys.executable).parent
 NGINX = shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin")

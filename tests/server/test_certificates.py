@@ -11,9 +11,9 @@ import pytest
 
 from jointdiff import certificate_checks as checks
 from jointdiff.errors import ConfigError
-from server import certificates, federation_folder
 from server.cli import main
-from server.federation_folder import FederationFolder
+from server.deployment import certificates, federation_folder
+from server.deployment.federation_folder import FederationFolder
 
 NOW = checks.utc_now()
 

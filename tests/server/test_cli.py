@@ -196,12 +196,11 @@ def test_a_run_that_cannot_be_resumed_is_refused_before_anything_starts(home, ca
     assert code == 5 and "cannot be resumed" in error
 
 
-def test_a_run_of_a_deployment_is_told_how_to_go_on(home, capsys, monkeypatch):
-    monkeypatch.setattr(resume, "call", lambda *_, **__: pytest.fail("started"))
-    EventLog(home / "runs" / "far" / "events.jsonl").append("run_started", run_name="far", deployment=True)
-    shown = succeeds(capsys, "resume", "far", "--home", home, "-c", "round-retries=1")
-    wanted = f"""flwr run APP CONNECTION --run-config 'run-name="far" resume=true home="{home}" round-retries=1'"""
-    assert shown.splitlines()[-1] == wanted
+def test_a_run_over_real_hospitals_is_resumed_over_them(home, capsys, monkeypatch):
+    monkeypatch.setattr(resume, "call", lambda *_, **__: pytest.fail("started a simulation"))
+    EventLog(home / "runs" / "far" / "events.jsonl").append("run_started", run_name="far", dataset={"name": "sites"})
+    code, error = fails(capsys, "resume", "far", "--home", home, "-c", "round-retries=1")
+    assert code == 5 and "config.yaml cannot be read" in error
 
 
 @pytest.mark.parametrize(

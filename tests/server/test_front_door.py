@@ -23,8 +23,8 @@ import pytest
 
 from jointdiff import certificate_checks as checks
 from jointdiff.errors import ConfigError, RunError
-from server import certificates, federation_folder, front_door
-from server.federation_folder import FederationFolder
+from server.deployment import certificates, federation_folder, front_door
+from server.deployment.federation_folder import FederationFolder
 
 pytestmark = pytest.mark.skipif(
     shutil.which("nginx", path=os.environ.get("PATH", "") + ":/usr/sbin") is None, reason="no nginx: make setup-system"

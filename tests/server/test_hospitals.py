@@ -7,12 +7,13 @@ from collections import Counter
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from jointdiff import protocol
 from jointdiff.errors import RunError
 from jointdiff.protocol import RoundInstructions, RoundReport
 from server.hospitals import Hospitals
-from simulations.local import LocalGrid
+from simulations.local import SERVER_NODE_ID, LocalGrid
 
 
 class Clock:
@@ -147,6 +148,31 @@ def test_a_message_that_cannot_be_sent_is_a_failed_reply():
             return []
 
     assert "could not be sent" in ask(Full(), 2)["hospital-1"].reason
+
+
+@pytest.mark.parametrize(("losses", "answered"), [(2, True), (99, False)])
+def test_a_superlink_that_goes_away_while_a_message_is_pushed_is_asked_again(losses, answered):
+    class Restarting(ScriptedGrid):
+        lost = 0
+
+        def push_messages(self, messages):
+            self.lost += 1
+            if self.lost <= losses:
+                raise ObjectPushError("object", 1, "session")
+            return super().push_messages(messages)
+
+    report = ask(Restarting(), 1)["hospital-1"]
+    assert (report.status == "ok") == answered
+    assert answered or "could not be sent" in report.reason
+
+
+def test_hospitals_are_asked_at_the_nodes_of_their_admission():
+    grid = ScriptedGrid(num_nodes=3)
+    nodes = {"hospital-1": SERVER_NODE_ID + 3, "hospital-2": SERVER_NODE_ID + 1}
+    assert len(ask(grid, 2, nodes=nodes)) == 2
+    assert [node for _, node in grid.pushed] == list(nodes.values())
+    away = ask(ScriptedGrid(num_nodes=1), 2, nodes=nodes)
+    assert "not connected" in away["hospital-1"].reason and away["hospital-2"].status == "ok"
 
 
 def test_a_process_that_dies_is_a_failed_reply():

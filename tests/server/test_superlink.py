@@ -19,10 +19,10 @@ import pytest
 
 from jointdiff import certificate_checks, processes
 from jointdiff.errors import ConfigError, RunError
-from server import certificates, federation_folder, superlink
 from server.cli import main
-from server.services import Service
-from server.superlink import Deployment, Settings
+from server.deployment import certificates, federation_folder, superlink
+from server.deployment.services import Service
+from server.deployment.superlink import Deployment, Settings
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
 needs_nginx = pytest.mark.skipif(NGINX is None, reason="no nginx: make setup-system")
@@ -214,7 +214,7 @@ def test_a_program_that_is_missing(tmp_path: Path) -> None:
 
 
 def test_births_tell_processes_apart() -> None:
-    assert processes.birth_of(os.getpid()) == processes.birth_of(os.getpid()) != processes.birth_of(os.getppid())
+    assert processes.birth_of(os.getpid()) == processes.birth_of(os.getpid()) != processes.birth_of(1)
     gone = subprocess.Popen(["true"])
     wait_until(lambda: not processes.is_alive(gone.pid))
     assert processes.birth_of(gone.pid) == "", "a zombie does not run"

@@ -12,7 +12,7 @@ import pytest
 
 from jointdiff.processes import descendants, is_alive
 from server import follow
-from server.control import RunStatus, last_json
+from server.deployment.control import RunStatus, last_json
 from simulations import resources
 from simulations.flower_daemon import FlowerDaemon
 

@@ -13,8 +13,8 @@ from jointdiff.config import parse_run_config
 from jointdiff.errors import ConfigError, RunError
 from jointdiff.events import read_events
 from jointdiff.protocol import RoundInstructions
-from server import federation_folder
-from server.hospital_record import Hospital, opened
+from server.deployment import federation_folder
+from server.deployment.hospital_record import Hospital, opened
 from server.rounds import run_federation
 from simulations.local import SERVER_NODE_ID, LocalGrid
 from tests.conftest import TINY_SIZE

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from jointdiff import storage
 from jointdiff.errors import ConfigError
-from server import federation_folder
-from server.federation_folder import FederationFolder
+from server.deployment import federation_folder
+from server.deployment.federation_folder import FederationFolder
 
 SCHEMA_VERSION = 1
 

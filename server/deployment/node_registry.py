@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 
 from jointdiff import certificate_checks
 from jointdiff.errors import RunError
-from server.federation_folder import FederationFolder
+from server.deployment.federation_folder import FederationFolder
 
 _HEADERS = {"content-type": PROTOBUF_MEDIA_TYPE, "accept": PROTOBUF_MEDIA_TYPE}
 _Answer = TypeVar("_Answer", bound=Message)

@@ -6,15 +6,15 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from jointdiff import processes
+from jointdiff import identity, processes
 from jointdiff.certificate_checks import utc_now
 from jointdiff.errors import JointDiffError, RunError
 from jointdiff.views.format import MISSING, num_bytes
 from jointdiff.views.terminal import printable
-from server import admission, certificates, deployed_run, superlink
-from server.node_registry import Node
-from server.services import Service
-from server.superlink import Deployment
+from server.deployment import admission, certificates, deployed_run, superlink
+from server.deployment.node_registry import Node
+from server.deployment.services import Service
+from server.deployment.superlink import Deployment
 
 CONNECTED = "connected"
 NOT_CONNECTED = "not connected"
@@ -47,6 +47,7 @@ class Status:
     warnings: tuple[str, ...]  # what will
     hospitals: dict[str, str]  # admitted -> connected | not connected | unknown
     runs: tuple[str, ...]  # in progress
+    code: str  # version and hash of what is installed here: a site with other code refuses
 
     @property
     def ok(self) -> bool:
@@ -85,6 +86,7 @@ def look(deployment: Deployment) -> Status:
         warnings=tuple(certificates.warnings(deployment.folder)),
         hospitals={name: _connected(nodes, node_id) for name, node_id in sorted(admitted.items())},
         runs=tuple(running),
+        code=f"{identity.code_version()} ({identity.code_hash()[:12]})",
     )
 
 
@@ -132,6 +134,7 @@ def lines(status: Status) -> Iterator[str]:
     if not status.hospitals:
         yield f"{'hospital':<11} none is admitted: jointdiff-server admit NAME key.pub"
     yield f"{'run':<11} {', '.join(map(printable, status.runs)) or 'none in progress'}"
+    yield f"{'code':<11} {status.code}"
     for problem in status.problems:
         yield f"PROBLEM: {problem}"
     for warning in status.warnings:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from jointdiff import storage
 from jointdiff.command_line import INTERRUPTED
 from jointdiff.errors import RunError
-from server import superlink
-from server.federation_folder import FRONT_PORT
-from server.superlink import SUPERLINK_PORT, Deployment, Settings
+from server.deployment import superlink
+from server.deployment.federation_folder import FRONT_PORT
+from server.deployment.superlink import SUPERLINK_PORT, Deployment, Settings
 
 if TYPE_CHECKING:
-    from server.deployed_run import Submitted
+    from server.deployment.deployed_run import Submitted
 
 PROCESSES = ("superlink", "superexec", "front-door")
 
@@ -115,7 +115,7 @@ def _start(options: argparse.Namespace) -> None:
     for service in deployment.services():
         if running := service.running():
             _say(f"{service.name} runs: process {running.pid}, log {service.log}")
-    from server import admission, certificates
+    from server.deployment import admission, certificates
 
     for line in (*admission.settle(deployment.home), *certificates.warnings(deployment.folder)):
         _say(f"warning: {line}")
@@ -130,14 +130,14 @@ def _start(options: argparse.Namespace) -> None:
 def _public_host(deployment: Deployment) -> str:
     """Return the first of the names by which the server's certificate says that sites call it."""
     from jointdiff.certificate_checks import utc_now
-    from server import certificates
+    from server.deployment import certificates
 
     issued = {one.what: one for one in certificates.listing(deployment.folder, now=utc_now())}
     return issued["server"].names[0] if "server" in issued else "HOST"
 
 
 def _status(options: argparse.Namespace) -> int:
-    from server import deployment_status
+    from server.deployment import status as deployment_status
 
     status = deployment_status.look(_deployment(options))
     _say(json.dumps(status.to_dict(), indent=2) if options.json else "\n".join(deployment_status.lines(status)))
@@ -148,7 +148,7 @@ def _stop(options: argparse.Namespace) -> None:
     deployment = _deployment(options)
     interrupted: list[str] = []
     if superlink.servers(deployment) and options.force:
-        from server import deployed_run
+        from server.deployment import deployed_run
 
         interrupted = deployed_run.being_written(deployment)
     if not superlink.stop(deployment, _say, force=options.force):
@@ -161,7 +161,7 @@ def _stop(options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from server import deployed_run
+    from server.deployment import deployed_run
 
     deployment = _deployment(options)
     if options.resume:
@@ -186,7 +186,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _follow_again(options: argparse.Namespace) -> int:
-    from server import deployed_run
+    from server.deployment import deployed_run
 
     deployment = _deployment(options)
     return _follow(deployment, deployed_run.find(deployment, options.run), options.home)
@@ -194,7 +194,7 @@ def _follow_again(options: argparse.Namespace) -> int:
 
 def _follow(deployment: Deployment, submitted: Submitted, home: str) -> int:
     from jointdiff.views.terminal import ProgressPrinter
-    from server import deployed_run
+    from server.deployment import deployed_run
 
     try:
         with ProgressPrinter() as show:
@@ -222,7 +222,7 @@ def _where(home: str) -> str:
 
 
 def _stop_run(options: argparse.Namespace) -> None:
-    from server import deployed_run
+    from server.deployment import deployed_run
 
     deployment = _deployment(options)
     deployed_run.stop_run(deployment, deployed_run.find(deployment, options.run))

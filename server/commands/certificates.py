@@ -13,7 +13,7 @@ from jointdiff.certificate_checks import fingerprint as certificate_fingerprint
 from jointdiff.certificate_checks import read, utc_now
 from jointdiff.errors import RunError
 from jointdiff.views.terminal import printable
-from server import certificates, federation_folder
+from server.deployment import certificates, federation_folder
 
 _RESTART = "Front door and SuperLink show it after `jointdiff-server stop` and `start`; a run should not be under way."
 

@@ -1,6 +1,6 @@
 """Who may take part: a hospital is admitted by its public key, and revoked for good.
 
-The coordinator's record (server/hospital_record.py) is one thing; the SuperLink's database lets a site in or not.
+The coordinator's record (hospital_record.py) is one thing; the SuperLink's database lets a site in or not.
 Flower takes each public key once in the life of its database and never again once it was unregistered, and so do we:
 a revoked key does not come back, under whatever name and after whatever restore; the site makes a new one.
 """
@@ -14,9 +14,9 @@ from pathlib import Path
 
 from jointdiff import site_keys
 from jointdiff.errors import ConfigError, RunError
-from server import federation_folder, node_registry
-from server.hospital_record import Hospital, opened, read
-from server.node_registry import KeyKnownError, Node, Registry, UnknownNodeError
+from server.deployment import federation_folder, node_registry
+from server.deployment.hospital_record import Hospital, opened, read
+from server.deployment.node_registry import KeyKnownError, Node, Registry, UnknownNodeError
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,39}")
 

@@ -22,8 +22,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from jointdiff import certificate_checks as checks
 from jointdiff import storage
 from jointdiff.errors import ConfigError
-from server import federation_folder
-from server.federation_folder import FederationFolder
+from server.deployment import federation_folder
+from server.deployment.federation_folder import FederationFolder
 
 AUTHORITY_DAYS = 3650
 SERVER_DAYS = 397  # what browsers and most security rules accept at most

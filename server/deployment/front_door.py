@@ -16,8 +16,8 @@ from pathlib import Path
 
 from jointdiff import storage
 from jointdiff.errors import ConfigError, RunError
-from server import certificates, federation_folder
-from server.federation_folder import FederationFolder
+from server.deployment import certificates, federation_folder
+from server.deployment.federation_folder import FederationFolder
 
 CONFIG_NAME = "nginx.conf"
 _PID_NAME = "nginx.pid"

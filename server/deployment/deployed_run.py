@@ -19,10 +19,10 @@ from jointdiff import storage
 from jointdiff.config import SITES, RunConfig, parse_run_config, resolve, to_mapping
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.overrides import absolute_paths, parse_overrides, to_toml
-from server import admission
-from server.control import RunStatus
+from server.deployment import admission
+from server.deployment.control import RunStatus
+from server.deployment.superlink import Deployment
 from server.follow import TASK_ENDED, Follower, Tail, Verdict, record_end
-from server.superlink import Deployment
 
 # What a simulation says of the data that it deals out: real hospitals bring their own.
 _SIMULATED = ("dataset", "data-root", "num-labels", "num-hospitals", "partition", "split-seed", "sites-home", "home")

@@ -18,7 +18,7 @@ from typing import NoReturn
 from jointdiff import processes
 from jointdiff.errors import RunError
 from jointdiff.storage import write_atomic
-from server.control import last_lines
+from server.deployment.control import last_lines
 
 STOP_S = 20.0  # between SIGTERM and SIGKILL
 _LOG_BYTES = 20_000_000  # a log that is longer becomes NAME.log.1 at the next start

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from jointdiff import storage
 from jointdiff.errors import ConfigError, RunError
-from server import certificates, federation_folder, front_door
-from server.control import Control, flower_environment, tool
-from server.federation_folder import FRONT_PORT, SUPERLINK_ADDRESS
-from server.services import Running, Service
+from server.deployment import certificates, federation_folder, front_door
+from server.deployment.control import Control, flower_environment, tool
+from server.deployment.federation_folder import FRONT_PORT, SUPERLINK_ADDRESS
+from server.deployment.services import Running, Service
 
 LOOPBACK, _, _port = SUPERLINK_ADDRESS.partition(":")
 SUPERLINK_PORT = int(_port)

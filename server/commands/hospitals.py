@@ -8,15 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jointdiff import storage
 from jointdiff.errors import RunError
 from jointdiff.views.format import MISSING
-from server import admission, hospital_record
-from server.commands_certificates import home_option, table
-from server.hospital_record import Hospital
-from server.node_registry import Node
+from server.commands.certificates import home_option, table
+from server.deployment import hospital_record
+from server.deployment.hospital_record import Hospital
+
+if TYPE_CHECKING:
+    from server.deployment.node_registry import Node
 
 
 def add_commands(commands: Any) -> None:
@@ -51,6 +53,8 @@ def add_commands(commands: Any) -> None:
 
 def _admit(options: argparse.Namespace) -> None:
     home = storage.home(options.home)
+    from server.deployment import admission  # Flower takes seconds to import
+
     done = admission.admit(home, options.name, options.key, again=options.again, address=options.address)
     hospital = done.hospital
     if done.replaced_node_id:
@@ -66,6 +70,8 @@ def _admit(options: argparse.Namespace) -> None:
 
 
 def _revoke(options: argparse.Namespace) -> None:
+    from server.deployment import admission
+
     hospital, now = admission.revoke(storage.home(options.home), options.name, address=options.address)
     when = "now" if now else f"since {hospital.revoked}"
     print(f"'{hospital.name}' is revoked {when}: the SuperLink refuses its key ({hospital.fingerprint}), for good.")
@@ -74,6 +80,8 @@ def _revoke(options: argparse.Namespace) -> None:
 
 
 def _hospitals(options: argparse.Namespace) -> None:
+    from server.deployment import admission
+
     home = storage.home(options.home)
     known = hospital_record.read(home)
     try:

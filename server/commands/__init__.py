@@ -1,0 +1,1 @@
+"""The commands of `jointdiff-server` by what they are about; cli.py puts them together."""
