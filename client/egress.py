@@ -28,6 +28,7 @@ from jointdiff.grading import MEAN_OVER
 from jointdiff.head import head_sums, standardisation_sums
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.round_profile import REPORTED
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
 from jointdiff.small_counts import holds
@@ -345,11 +346,18 @@ def _grade_names(config: Config) -> frozenset[str]:
     return _GRADES | {f"{PREFIX}kid.{k}.{kind}" for k in range(config.model.num_outputs) for kind in kinds}
 
 
+def _seconds(config: Config, kind: str) -> frozenset[str]:
+    """What the site's time went into; with differential privacy nothing, since it tells how many records were drawn."""
+    return frozenset() if config.private else frozenset(REPORTED[kind])
+
+
 _SCALARS: dict[str, Callable[[Config], frozenset[str]]] = {
     protocol.DESCRIBE: lambda _: frozenset(),
-    protocol.TRAIN: lambda config: _PRIVATE_TRAINING if config.private else _TRAINING,
-    protocol.HEAD: lambda _: frozenset(),
-    protocol.EVALUATE: lambda _: frozenset(),
+    protocol.TRAIN: lambda config: (
+        _seconds(config, protocol.TRAIN) | (_PRIVATE_TRAINING if config.private else _TRAINING)
+    ),
+    protocol.HEAD: lambda config: _seconds(config, protocol.HEAD),
+    protocol.EVALUATE: lambda config: _seconds(config, protocol.EVALUATE),
     protocol.EXPLAIN: _grade_names,
     protocol.KEYS: lambda _: frozenset(),
     protocol.SHARES: lambda _: frozenset(),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from jointdiff.identity import check_identity
 from jointdiff.ledger_file import LEDGER_FILE
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.round_profile import LOAD, REPORTED, SAVE
+from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
 from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
@@ -66,8 +69,9 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
         raise RefusedError("The name of the run is no plain name: the site uses it for its own folders.")
     site = Site(instructions, Config.from_dict(instructions.config))
     report, answer = _WORK[instructions.kind](site, tensors)
-    report = replace(report, device=_device_name(site.device), duration_s=time.perf_counter() - started)
-    return report, answer
+    duration_s = time.perf_counter() - started
+    metrics = {**report.metrics, **site.seconds_of_work(duration_s)}
+    return replace(report, device=_device_name(site.device), duration_s=duration_s, metrics=metrics), answer
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,35 @@ class Site:
 
     instructions: RoundInstructions
     config: Config
+    _seconds: dict[str, float] = field(default_factory=dict)  # spent so far on what is not the work itself
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of the block to those of `name`."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def seconds_of_work(self, duration_s: float) -> dict[str, float]:
+        """Return what this piece of work of `duration_s` was spent on, by the names of round_profile.REPORTED.
+
+        Nothing in a private run: how long a step takes tells how many records it drew.
+        """
+        kind = self.instructions.kind
+        if self.config.private or kind not in REPORTED:
+            return {}
+        rest = max(0.0, duration_s - sum(self._seconds.values()))
+        return {name: self._seconds.get(name, 0.0) for name in REPORTED[kind]} | {SECONDS + kind: rest}
 
     @cached_property
     def data(self) -> HospitalData:
         """This hospital's images."""
+        with self.timed(LOAD):
+            return self._data()
+
+    def _data(self) -> HospitalData:
         run = self.config.run
         if run.over_sites:
             return self._own_data()
@@ -123,10 +152,11 @@ class Site:
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
         """Return the network with the weights that the server sent, on the device."""
-        with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw must leave no trace
-            model = JointModel(self.config.model)
-        model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-        return model.to(self.device)
+        with self.timed(LOAD):
+            with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
+                model = JointModel(self.config.model)
+            model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+            return model.to(self.device)
 
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""
@@ -216,6 +246,8 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
         charge_plain_round(site)
     model = site.model(tensors)
+    with site.timed(LOAD):
+        old_state = state.load(site.folder, ask.run_name, before=ask.round)
     metrics, new_state = train_round(
         model,
         site.data,
@@ -223,10 +255,11 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         round_number=ask.round,
         hospital_index=ask.hospital_index,
         device=site.device,
-        state=state.load(site.folder, ask.run_name, before=ask.round),
+        state=old_state,
     )
-    state.save(site.folder, ask.run_name, ask.round, new_state)
-    weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
+    with site.timed(SAVE):
+        state.save(site.folder, ask.run_name, ask.round, new_state)
+        weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}
     return replace(site.report(site.data.train), metrics=metrics), weights
 
 

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from flwr.supercore.inflatable.inflatable_utils import ObjectPushError
 
 from jointdiff import protocol
 from jointdiff.errors import RunError
 from jointdiff.protocol import RoundInstructions, RoundReport
+from server.patience import patiently
 from server.replies import Reply, failure, num_bytes, pack, read_reply
 
 MESSAGE_TYPES = {
@@ -36,8 +36,8 @@ MESSAGE_TYPES = {
 }
 # A message's time to live is the hospital's time to answer: Flower may notice that it is over before we do.
 _EXPIRED = (ErrorCode.MESSAGE_UNAVAILABLE, ErrorCode.REPLY_MESSAGE_UNAVAILABLE)
-_PUSHES, _PUSH_AGAIN_S = 4, 2.0  # tries to hand one message to the SuperLink, and the growing pause between them
 _POLL_S = (0.02, 0.5)  # shortest and longest pause between two looks for replies
+_REMOTE_POLL_S = 3.0  # longest where the hospitals are real: each look writes into the SuperLink's database
 _POLL_SHARE = 0.05  # of the time since the last reply: so late at most is a reply noticed
 _log = logging.getLogger(__name__)
 
@@ -76,6 +76,7 @@ class Hospitals:
         self.names = tuple(names)
         self._one_each = one_each or nodes is not None
         self._own_node = dict(nodes or {})  # with one_each
+        self._longest_poll_s = _POLL_S[1] if nodes is None else _REMOTE_POLL_S
         self._grid = grid
         self._reply_timeout_s = reply_timeout_s
         self._node_timeout_s = node_timeout_s
@@ -90,7 +91,7 @@ class Hospitals:
         """
         end = self._clock() + self._node_timeout_s
         while True:
-            if node_ids := sorted(self._grid.get_node_ids()):
+            if node_ids := self._connected():
                 return node_ids
             if self._clock() >= end:
                 raise RunError(
@@ -120,7 +121,7 @@ class Hospitals:
                 )
             else:
                 self._sleep(1.0)
-                node_ids = sorted(self._grid.get_node_ids())
+                node_ids = self._connected()
         return set(node_ids)
 
     def ask(self, questions: Sequence[RoundInstructions], arrays: ArrayRecord) -> Iterator[Reply]:
@@ -163,7 +164,7 @@ class Hospitals:
                 return
             answered = False
             for message_id, note in list(sent.items()):  # singly: one model in memory at a time
-                for message in self._grid.pull_messages([message_id]):
+                for message in self._pull(message_id):
                     if message.metadata.reply_to_message_id != message_id:
                         _log.warning("A message that answers nothing that was asked is dropped.")
                         continue
@@ -184,7 +185,13 @@ class Hospitals:
             if answered:
                 quiet_since = now
             elif sent:
-                self._sleep(min(max(_POLL_SHARE * (now - quiet_since), _POLL_S[0]), _POLL_S[1]))
+                self._sleep(min(max(_POLL_SHARE * (now - quiet_since), _POLL_S[0]), self._longest_poll_s))
+
+    def _connected(self) -> list[int]:
+        return patiently(lambda: sorted(self._grid.get_node_ids()), sleep=self._sleep)
+
+    def _pull(self, message_id: str) -> list[Message]:
+        return patiently(lambda: list(self._grid.pull_messages([message_id])), sleep=self._sleep)
 
     def _too_late(self, note: _Sent) -> Reply:
         return failure(note.hospital, f"no reply within {self._reply_timeout_s:.0f} s", bytes_in=note.num_bytes)
@@ -192,7 +199,8 @@ class Hospitals:
     def _send(self, question: RoundInstructions, arrays: ArrayRecord, node_id: int) -> tuple[str, _Sent]:
         content = pack(question, arrays)
         note = _Sent(question.hospital, node_id, num_bytes(content), self._clock() + self._reply_timeout_s)
-        for attempt in range(_PUSHES):
+
+        def push() -> list[str]:
             message = Message(
                 content,
                 dst_node_id=node_id,
@@ -200,11 +208,7 @@ class Hospitals:
                 ttl=self._reply_timeout_s,
                 group_id=str(question.round),
             )
-            try:
-                message_ids = list(self._grid.push_messages([message]))
-            except ObjectPushError:  # the SuperLink went away while the message was on its way, and is back
-                _log.warning("A message could not be pushed to the SuperLink.", exc_info=True)
-                self._sleep(_PUSH_AGAIN_S * (attempt + 1))
-                continue
-            return (message_ids[0] or "" if message_ids else ""), note
-        return "", note
+            return list(self._grid.push_messages([message]))
+
+        message_ids = patiently(push, sleep=self._sleep)
+        return (message_ids[0] or "" if message_ids else ""), note

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from jointdiff.storage import write_atomic
-from jointdiff.views import report_pictures, report_results, report_run
+from jointdiff.views import report_pictures, report_results, report_run, report_time
 from jointdiff.views.markup import Html, banner, element, page
 from jointdiff.views.run_data import RunData, load_run
 
@@ -17,6 +17,7 @@ SECTIONS = (
     ("privacy", "Privacy spent", report_run.privacy),
     ("samples", "What the generator draws", report_pictures.samples),
     ("explanations", "Single decisions, explained", report_pictures.galleries),
+    ("time", "Where the time of a round goes", report_time.time_of_rounds),
     ("exchange", "What travelled, how long it took, on which device", report_run.exchange),
     ("trouble", "Failures and refusals", report_run.trouble),
     ("configuration", "Configuration and code", report_run.configuration),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import httpx
 import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
@@ -150,20 +151,51 @@ def test_a_message_that_cannot_be_sent_is_a_failed_reply():
     assert "could not be sent" in ask(Full(), 2)["hospital-1"].reason
 
 
-@pytest.mark.parametrize(("losses", "answered"), [(2, True), (99, False)])
-def test_a_superlink_that_goes_away_while_a_message_is_pushed_is_asked_again(losses, answered):
-    class Restarting(ScriptedGrid):
-        lost = 0
+def answer(code: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "https://127.0.0.1/v1/runtime")
+    return httpx.HTTPStatusError("trouble", request=request, response=httpx.Response(code, request=request))
 
-        def push_messages(self, messages):
-            self.lost += 1
-            if self.lost <= losses:
-                raise ObjectPushError("object", 1, "session")
-            return super().push_messages(messages)
 
-    report = ask(Restarting(), 1)["hospital-1"]
-    assert (report.status == "ok") == answered
-    assert answered or "could not be sent" in report.reason
+class Troubled(ScriptedGrid):
+    """A SuperLink that answers each question with an error for the first so many times."""
+
+    def __init__(self, trouble: Exception, times: int) -> None:
+        super().__init__()
+        self.trouble, self.left = trouble, {"push": times, "pull": times, "nodes": times}
+
+    def _fail(self, what: str) -> None:
+        self.left[what] -= 1
+        if self.left[what] >= 0:
+            raise self.trouble
+
+    def push_messages(self, messages):
+        self._fail("push")
+        return super().push_messages(messages)
+
+    def pull_messages(self, message_ids):
+        self._fail("pull")
+        return super().pull_messages(message_ids)
+
+    def get_node_ids(self):
+        self._fail("nodes")
+        return super().get_node_ids()
+
+
+PASSING = [ObjectPushError("object", 1, "session"), answer(500), answer(503), httpx.ConnectError("refused")]
+
+
+@pytest.mark.parametrize("trouble", PASSING, ids=repr)
+def test_a_superlink_in_passing_trouble_is_asked_again(trouble):
+    """Its database is locked, or it was killed and is being started again."""
+    assert ask(Troubled(trouble, 5), 2)["hospital-2"].status == "ok"
+    with pytest.raises(type(trouble)):
+        ask(Troubled(trouble, 10**6), 1)
+
+
+def test_an_error_that_no_second_try_would_change_ends_it_at_once():
+    grid = Troubled(answer(403), 1)
+    with pytest.raises(httpx.HTTPStatusError):
+        ask(grid, 1)
 
 
 def test_hospitals_are_asked_at_the_nodes_of_their_admission():

@@ -1,0 +1,84 @@
+"""What a round costs by the number of hospitals: `python -m tests.benchmarks.hospitals_growth`.
+
+A federation in one process, each hospital with as many images, steps and labels as in every other case, each number of
+hospitals in a process of its own. One round warms up. Seconds per hospital are a round's, shared by its hospitals;
+`not at work` is the share in which none trains, adds up features or evaluates: what grows there is the server's.
+Peak memory is the growth over what was there before the run, and includes the images of all hospitals.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jointdiff.config import parse_run_config
+from jointdiff.events import read_events
+from jointdiff.history import effective
+from jointdiff.round_profile import round_profiles, share_without_work, total_parts
+from tests.benchmarks.measures import forget_peak, machine, memory, spread
+
+IMAGES = 60  # of each hospital: 40 to train on, 20 to test
+
+
+def one_case(num_hospitals: int, num_rounds: int, local_steps: int) -> dict[str, Any]:
+    """Run a federation and return the seconds of its rounds after the first, the share without work, the peak growth."""
+    from simulations.local import run_local
+
+    with tempfile.TemporaryDirectory() as home:
+        rng, count = np.random.default_rng(0), IMAGES * num_hospitals
+        images, labels = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8), np.arange(count) % 2
+        train = 2 * count // 3
+        np.savez(
+            f"{home}/data.npz", train_images=images[:train], train_labels=labels[:train], test_images=images[train:],
+            test_labels=labels[train:], val_images=images[:0], val_labels=labels[:0],
+        )  # fmt: skip
+        settings = {
+            "dataset": f"npz:{home}/data.npz", "num-hospitals": num_hospitals, "num-labels": 4 * num_hospitals,
+            "num-rounds": num_rounds + 1, "local-steps": local_steps, "explain": 0, "device": "cpu", "home": home,
+        }  # fmt: skip
+        before = forget_peak()
+        folder = run_local(parse_run_config(settings))
+        profiles = round_profiles(effective(read_events(folder / "events.jsonl")))[1:]
+        return {
+            "rounds": [profile.duration_s for profile in profiles],
+            "other": share_without_work(total_parts(profiles)),
+            "memory": memory() - before,
+        }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Print one row per number of hospitals."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hospitals", type=int, nargs="+", default=[3, 10, 30], help="100 takes minutes")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--local-steps", type=int, default=3)
+    parser.add_argument("--case", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.case:
+        print(json.dumps(one_case(options.case, options.rounds, options.local_steps)))
+        return
+    print(machine() + "\n")
+    print("| hospitals | s per round | s per hospital and round, median (min to max) | not at work | peak growth, MB | "
+          "MB per hospital |\n|---|---|---|---|---|---|")  # fmt: skip
+    for count in options.hospitals:
+        command = [
+            sys.executable, "-m", "tests.benchmarks.hospitals_growth", "--case", str(count), "--rounds",
+            str(options.rounds), "--local-steps", str(options.local_steps),
+        ]  # fmt: skip
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found = json.loads(output.splitlines()[-1])
+        each = spread([seconds / count for seconds in found["rounds"]], 3)
+        print(f"| {count} | {statistics.median(found['rounds']):.1f} | {each} | {100 * found['other']:.1f}% | "
+              f"{found['memory'] / 1e6:.0f} | {found['memory'] / 1e6 / count:.1f} |", flush=True)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
