@@ -1,6 +1,6 @@
 # `make` alone explains itself. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system simulate test lint format clean
+.PHONY: help setup setup-system wheelhouse simulate test lint format clean
 
 PYTHON     ?= python3
 SIMULATION ?= 3_hospitals
@@ -39,6 +39,14 @@ simulate: $(STAMP) ## Train three hospitals together and write the report
 
 test: $(STAMP) ## Run the tests
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+wheelhouse: $(STAMP) ## Collect wheels with checksums for a site without a registry (TORCH_INDEX=URL: torch from there)
+	rm -rf wheelhouse
+	$(BIN)/python -m pip wheel --quiet --wheel-dir wheelhouse $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) '.[dicom]'
+	cd wheelhouse && sha256sum *.whl > SHA256SUMS
+	@echo "wheelhouse/: $$(ls wheelhouse/*.whl | wc -l) wheels, $$(du -sh wheelhouse | cut -f1). At the site:"
+	@echo "  (cd wheelhouse && sha256sum --check --quiet SHA256SUMS)"
+	@echo "  python3 -m venv .venv && .venv/bin/pip install --no-index --find-links wheelhouse 'jointdiff[dicom]'"
 
 lint: $(STAMP) ## Check style, types and who may import whom
 	$(BIN)/ruff check .

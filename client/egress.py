@@ -346,6 +346,10 @@ def _grade_names(config: Config) -> frozenset[str]:
     return _GRADES | {f"{PREFIX}kid.{k}.{kind}" for k in range(config.model.num_outputs) for kind in kinds}
 
 
+def _training(config: Config) -> frozenset[str]:
+    return _PRIVATE_TRAINING if config.private else _TRAINING | _seconds(config, protocol.TRAIN)
+
+
 def _seconds(config: Config, kind: str) -> frozenset[str]:
     """What the site's time went into; with differential privacy nothing, since it tells how many records were drawn."""
     return frozenset() if config.private else frozenset(REPORTED[kind])

@@ -11,7 +11,7 @@ from typing import Any
 
 from jointdiff.errors import ConfigError, nearest
 
-UNITS = ("image",)
+UNITS = ("image", "patient")
 DEPLOYED_MIN_CELL_COUNT = 10
 LOWEST_CELL_COUNT = 3  # below it nothing is hidden: "less than 2" says 1
 REPORTS = ("grades", "none")
@@ -23,7 +23,7 @@ class SitePolicy:
 
     epsilon: float | None = None  # ceiling over the site's whole life, so only private runs; None = no ceiling
     delta: float | None = None  # of epsilon; None = none is promised
-    unit: str = "image"  # what epsilon protects
+    unit: str = "image"  # what epsilon has to protect: patient refuses data that name none
     require_secure_aggregation: bool = False  # refuse to send weights and head sums that the server could read singly
     min_cell_count: int = DEPLOYED_MIN_CELL_COUNT  # statistics on fewer images are withheld; 0 = none are
     server_samples: bool = False  # whether the server may draw samples of a model trained on real scans

@@ -1,8 +1,8 @@
 """Where the time of a run's rounds went: `python -m tests.benchmarks.round_share RUN`.
 
-RUN is a run's folder or its events.jsonl. The share in which no hospital trains, adds up features or evaluates, round by
-round with its spread, and what it went into. Made of the run's own events; without RUN a short federation in one process
-is measured, which has neither Flower's transport nor processes.
+RUN is a run's folder or its events.jsonl. The share in which no hospital trains, adds up features or evaluates, round
+by round with its spread, and what it went into. Made of the run's own events; without RUN a short federation in one
+process is measured, which has neither Flower's transport nor processes.
 """
 
 from __future__ import annotations

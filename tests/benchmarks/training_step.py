@@ -245,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         command = [sys.executable, "-m", "tests.benchmarks.training_step", "--one-size", str(size)]
         for name in ("batch_size", "size_steps", "threads", "device", "clock"):
             command += ["--" + name.replace("_", "-"), str(getattr(options, name))]
-        found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        found = json.loads(
+            subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+        )
         shares = [f"{100 * found['parts'].get(name, 0):.1f}%" for name in ("data", "augmentation", "optimiser")]
         print(f"| {size} | {spread(found['steps'])} | {found['memory'] / 1e6:.0f} | {100 * found['other']:.1f}% | "
               f"{' | '.join(shares)} |", flush=True)  # fmt: skip

@@ -80,7 +80,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
         ("privacy:\n  epsilon: '1'\n", "a number above 0"),
         ("privacy:\n  epsilon: 1\n", "no delta"),
         ("privacy:\n  delta: 1.0\n", "between 0 and 1"),
-        ("privacy:\n  unit: patient\n", "one of image"),
+        ("privacy:\n  unit: person\n", "one of image, patient"),
         ("privacy:\n  server-samples: 'no'\n", "true or false"),
         ("privacy:\n  server-samples: 1\n", "true or false"),
         ("explanations:\n  rendr: true\n", "Unknown key 'rendr' under explanations"),
