@@ -1,6 +1,6 @@
 """Seconds and bytes of a round over real processes beside the same run in simulation.
 
-`python tests/benchmarks/deployment_cost.py [--rounds 4] [--local-steps 30]`: the simulation, then certificates, SuperLink,
+`python tests/benchmarks/deployment_cost.py [--rounds 4] [--local-steps 30]`: the simulation; certificates, SuperLink,
 front door and three sites on this machine. Hospitals hold other phantoms in the two, of the same number.
 """
 
