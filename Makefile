@@ -1,11 +1,12 @@
 # `make` alone explains itself. Everything runs in .venv, which `make setup` builds.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-system wheelhouse simulate test lint format clean
+.PHONY: help setup setup-system wheelhouse simulate test bench lint format clean
 
 PYTHON     ?= python3
 SIMULATION ?= 3_hospitals
 RUN_CONFIG ?=
 PYTEST_ARGS ?=
+CHECKPOINT ?=
 
 # The shell reads them from the environment, so that quotes inside them survive.
 export SIMULATION RUN_CONFIG
@@ -47,6 +48,9 @@ wheelhouse: $(STAMP) ## Collect wheels with checksums for a site without a regis
 	@echo "wheelhouse/: $$(ls wheelhouse/*.whl | wc -l) wheels, $$(du -sh wheelhouse | cut -f1). At the site:"
 	@echo "  (cd wheelhouse && sha256sum --check --quiet SHA256SUMS)"
 	@echo "  python3 -m venv .venv && .venv/bin/pip install --no-index --find-links wheelhouse 'jointdiff[dicom]'"
+
+bench: $(STAMP) ## Run the short form of all benchmarks: about ten minutes, tables in Markdown
+	@$(BIN)/python -m tests.benchmarks.short $(if $(CHECKPOINT),--checkpoint "$(CHECKPOINT)")
 
 lint: $(STAMP) ## Check style, types and who may import whom
 	$(BIN)/ruff check .

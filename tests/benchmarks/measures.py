@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -46,3 +47,20 @@ def memory(name: str = "VmHWM") -> int:
     """Return a size of this process in bytes: VmHWM (the peak) or VmRSS (now)."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+
+
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Clock:
+    """Seconds, by the wall or of this process: where others use the machine too, take the latter with one thread."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self._read = CLOCKS[kind]
+        self._device = device
+
+    def now(self) -> float:
+        """Return the seconds so far; a GPU is waited for."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._read()

@@ -13,7 +13,8 @@ from jointdiff.fidelity import FeatureNet, kid
 from jointdiff.model import JointModel
 from jointdiff.showcase import guided_samples
 from jointdiff.trained import open_trained
-from tests.benchmarks import hospitals_growth, measures, round_share, sample_quality, training_step
+from tests.benchmarks import hospitals_growth, measures, round_share, sample_quality, step_attempts, training_step
+from tests.test_profile import one_round
 
 SMALL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
 CPU = torch.device("cpu")
@@ -25,10 +26,9 @@ def trained(tmp_path_factory):
     torch.manual_seed(0)
     model = JointModel(config.model)
     torch.nn.init.normal_(model.unet.conv_out.weight, std=0.05)
-    path = checkpoint.save(
+    return checkpoint.save(
         tmp_path_factory.mktemp("model") / "last.safetensors", model.state_dict(), config, round_number=1
     )
-    return path
 
 
 def test_sample_quality_measures_each_sampler_against_the_real_images(trained, capsys):
@@ -85,13 +85,22 @@ def test_the_hospitals_of_a_growing_federation_are_measured(capsys, tmp_path):
     json.dumps(found)
 
 
-def test_the_share_of_a_short_run_is_printed(capsys, tmp_path):
-    round_share.main(["--rounds", "1", "--local-steps", "1"])
+def test_the_share_of_a_run_is_printed(capsys, tmp_path):
+    lines = [json.dumps({"schema_version": 1, **event}) for event in one_round(load=2.0, train=3.5, save=0.5)]
+    (tmp_path / "events.jsonl").write_text("\n".join(lines))
+    round_share.main([str(tmp_path)])
     text = capsys.readouterr().out
-    assert "No hospital at work" in text and "hospitals train" in text and "hospital-3 says: " in text
+    assert "1 rounds, 20 s. No hospital at work: 50.0%" in text and "a says: load 2.0 s, train 3.5 s" in text
+    assert "| hospitals train | 7.0 | 35.0% | 7.00 (7.00 to 7.00) |" in text
     (tmp_path / "events.jsonl").write_text("")
     with pytest.raises(SystemExit, match="nothing to profile"):
         round_share.main([str(tmp_path)])
+
+
+def test_every_attempt_makes_a_step(capsys):
+    step_attempts.main(["--width", "8", "--batch-size", "1", "--repeats", "1", "--device", "cpu", "--only",
+                        "shared", "one encode, channels last", "shared, bf16"])  # fmt: skip
+    assert capsys.readouterr().out.count("\n| ") == 4
 
 
 def test_a_machine_is_described_in_one_line():

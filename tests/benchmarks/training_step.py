@@ -14,7 +14,6 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -30,7 +29,7 @@ from jointdiff.data import hospital_data
 from jointdiff.model import JointModel, pool, to_network
 from jointdiff.schedule import SCHEDULES
 from jointdiff.training import select_device, train_round
-from tests.benchmarks.measures import forget_peak, machine, memory, spread
+from tests.benchmarks.measures import CLOCKS, Clock, forget_peak, machine, memory, spread
 
 # improved-diffusion's network for 32 px with 128 channels and three blocks, which the authors' code builds on
 AUTHORS = ModelConfig(
@@ -53,7 +52,7 @@ class StepTimes:
 
 
 @contextmanager
-def timed_parts(device: torch.device) -> Iterator[StepTimes]:
+def timed_parts(clock: Clock) -> Iterator[StepTimes]:
     """Time what train_round calls, from outside: training itself carries no clock. A GPU is waited for at each border.
 
     Parts do not overlap: what is called inside another part counts there. The first step warms up and is left out.
@@ -65,12 +64,12 @@ def timed_parts(device: torch.device) -> Iterator[StepTimes]:
             if depth[0]:
                 return call(*args, **kwargs)
             depth[0] += 1
-            began = _now(device)
+            began = clock.now()
             try:
                 return call(*args, **kwargs)
             finally:
                 depth[0] -= 1
-                found.parts[name] = found.parts.get(name, 0.0) + _now(device) - began
+                found.parts[name] = found.parts.get(name, 0.0) + clock.now() - began
 
         return wrapper
 
@@ -78,7 +77,7 @@ def timed_parts(device: torch.device) -> Iterator[StepTimes]:
 
     def stepped(*args: Any, **kwargs: Any) -> Any:
         result = timed("optimiser", step)(*args, **kwargs)
-        now = _now(device)
+        now = clock.now()
         if ends[0]:
             found.steps.append(now - ends[0])
         else:
@@ -98,16 +97,6 @@ def timed_parts(device: torch.device) -> Iterator[StepTimes]:
         yield found
 
 
-_CLOCK = {"wall": time.perf_counter, "cpu": time.process_time}
-_clock = ["wall"]
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return _CLOCK[_clock[0]]()
-
-
 def configuration(model: ModelConfig | None, image_size: int, batch_size: int, **changes: Any) -> Config:
     """Return the default method's configuration, all terms of the loss on, for a network or our own of that size."""
     run = RunConfig(image_size=image_size, batch_size=batch_size, num_rounds=4, num_labels=0)
@@ -116,18 +105,20 @@ def configuration(model: ModelConfig | None, image_size: int, batch_size: int, *
     return Config(run=run, model=model or config.model, training=terms)
 
 
-def our_steps(config: Config, device: torch.device, num_steps: int) -> StepTimes:
+def our_steps(config: Config, device: torch.device, num_steps: int, clock: str = "wall") -> StepTimes:
     """Return the times of `num_steps` steps of train_round on phantoms, half of them labelled."""
     data = hospital_data(replace(config.run, num_labels=600), 0)
     torch.manual_seed(0)
     model = JointModel(config.model).to(device)
     config = replace(config, run=replace(config.run, local_steps=num_steps + 1))
-    with timed_parts(device) as found:
+    with timed_parts(Clock(clock, device)) as found:
         train_round(model, data, config, round_number=3, hospital_index=0, device=device, state=None)
     return found
 
 
-def plain_steps(config: Config, device: torch.device, num_steps: int, *, full: bool) -> StepTimes:
+def plain_steps(
+    config: Config, device: torch.device, num_steps: int, clock_kind: str = "wall", *, full: bool
+) -> StepTimes:
     """Return the times of as many steps of three passes in fp32, each with its own backward."""
     torch.manual_seed(0)
     model = JointModel(config.model).to(device).train()
@@ -145,32 +136,31 @@ def plain_steps(config: Config, device: torch.device, num_steps: int, *, full: b
         maps = model.unet.encode(x, emb)
         return model.head(pool(maps)) + 0 * model.unet.decode(maps, emb).mean()
 
-    found = StepTimes()
+    found, clock = StepTimes(), Clock(clock_kind, device)
     for step in range(num_steps + 1):
-        began = _now(device)
+        began = clock.now()
         optimizer.zero_grad(set_to_none=True)
         F.mse_loss(model.denoise(a.sqrt() * x + (1 - a).sqrt() * eps, t), eps).backward()
         F.cross_entropy(logits(), labels).backward()
         F.cross_entropy(logits(), labels).backward()
         optimizer.step()
         if step:
-            found.steps.append(_now(device) - began)
+            found.steps.append(clock.now() - began)
     return found
 
 
 def compare(
-    model: ModelConfig, device: torch.device, *, batch_size: int, repeats: int, steps: int
+    model: ModelConfig, device: torch.device, *, batch_size: int, repeats: int, steps: int, clock: str = "wall"
 ) -> dict[str, list[float]]:
     """Return the seconds of a step, one per repeat, of each contender; they take turns."""
     kinds: dict[str, Callable[[], StepTimes]] = {
-        "plain, full": lambda: plain_steps(config, device, steps, full=True),
-        "plain, lean": lambda: plain_steps(config, device, steps, full=False),
-        "ours, teacher=global": lambda: our_steps(
-            configuration(model, model.image_size, batch_size, teacher="global", pseudo_policy="fixed"), device, steps
-        ),
-        "ours, teacher=local": lambda: our_steps(config, device, steps),
+        "plain, full": lambda: plain_steps(config, device, steps, clock, full=True),
+        "plain, lean": lambda: plain_steps(config, device, steps, clock, full=False),
+        "ours, teacher=global": lambda: our_steps(global_teacher, device, steps, clock),
+        "ours, teacher=local": lambda: our_steps(config, device, steps, clock),
     }
     config = configuration(model, model.image_size, batch_size)
+    global_teacher = configuration(model, model.image_size, batch_size, teacher="global", pseudo_policy="fixed")
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
     with patch.object(training, "predict", _constant_teacher):
         for _ in range(repeats):
@@ -184,14 +174,14 @@ def _constant_teacher(model: JointModel, images: Any, *, device: torch.device) -
     return torch.full((len(images), model.config.num_outputs), 1 / model.config.num_outputs).numpy()
 
 
-def one_size(image_size: int, batch_size: int, steps: int, device: torch.device) -> dict[str, Any]:
+def one_size(image_size: int, batch_size: int, steps: int, device: torch.device, clock: str) -> dict[str, Any]:
     """Return seconds, peak growth of memory in bytes, parts and the share outside the network, of our own network."""
     config = configuration(None, image_size, batch_size)
     hospital_data(replace(config.run, num_labels=600), 0)
     before = forget_peak()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    found = our_steps(config, device, steps)
+    found = our_steps(config, device, steps, clock)
     on_device = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else memory() - before
     total = sum(found.steps)
     parts = {name: seconds / total for name, seconds in found.parts.items()}
@@ -213,23 +203,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--one-size", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument(
         "--clock",
-        choices=list(_CLOCK),
+        choices=list(CLOCKS),
         default="wall",
         help="cpu: the process's own seconds, for a machine that others use too; with --threads 1",
     )
     options = parser.parse_args(arguments)
-    _clock[0] = options.clock
     if options.threads:
         torch.set_num_threads(options.threads)
     device = select_device(options.device)
     if options.one_size:
-        print(json.dumps(one_size(options.one_size, options.batch_size, options.size_steps, device)))
+        print(json.dumps(one_size(options.one_size, options.batch_size, options.size_steps, device, options.clock)))
         return
     print(machine() + "\n")
     if options.authors_batch_size:
         model = replace(AUTHORS, width=options.width)
         seconds = compare(
-            model, device, batch_size=options.authors_batch_size, repeats=options.repeats, steps=options.steps
+            model,
+            device,
+            batch_size=options.authors_batch_size,
+            repeats=options.repeats,
+            steps=options.steps,
+            clock=options.clock,
         )
         millions = sum(p.numel() for p in JointModel(model).parameters()) / 1e6
         print(f"Width {model.width}, 3 blocks, 32 px, {millions:.1f} M parameters; batches of "

@@ -84,7 +84,8 @@ def same(a, b) -> bool:
 def without_clocks(folder: Path) -> dict:
     metrics = json.loads((folder / "metrics.json").read_text())
     for entry in [*metrics["rounds"], metrics["best"], metrics["final"]]:
-        entry["training"].pop("images_per_s")
+        for name in [n for n in entry["training"] if n == "images_per_s" or n.startswith("seconds.")]:
+            entry["training"].pop(name)
     return metrics
 
 
