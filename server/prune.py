@@ -118,7 +118,7 @@ def point_latest(home: Path) -> None:
 def compact(home: Path) -> Compacted:
     """Let SQLite give back the space that Flower's databases (state.db) no longer need; they never shrink alone."""
     count, freed, skipped = 0, 0, []
-    for path in sorted((home / "flower").rglob("state.db")):
+    for path in sorted(path for part in ("flower", "federation") for path in (home / part).rglob("state.db")):
         before = _size(path)
         try:
             if in_use(path.parent):

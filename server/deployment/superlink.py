@@ -13,6 +13,7 @@ import json
 import secrets
 import socket
 import ssl
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -74,7 +75,15 @@ class Deployment:
         address = f"{LOOPBACK}:{settings.superlink_port}"
         if service == self.superlink:
             return [
-                *(tool("flower-superlink"), "--host", LOOPBACK, "--port", str(settings.superlink_port)),
+                *(
+                    sys.executable,
+                    "-m",
+                    "server.deployment.superlink_process",
+                    "--host",
+                    LOOPBACK,
+                    "--port",
+                    str(settings.superlink_port),
+                ),
                 *("--ssl-ca-certfile", str(self.folder.ca_crt), "--ssl-certfile", str(self.folder.server_crt)),
                 *("--ssl-keyfile", str(self.folder.server_key), "--enable-supernode-auth"),
                 *("--isolation", "process", "--superexec-auth-secret-file", str(self.folder.superexec_secret)),

@@ -42,7 +42,7 @@ def test_answers_become_a_site_yaml_that_is_read_back(tmp_path, capsys):
     )  # fmt: skip
     assert (config.policy.epsilon, config.policy.delta, config.policy.min_cell_count) == (8, 1e-5, 10)
     text = (tmp_path / "site.yaml").read_text()
-    assert "# What epsilon protects" in text and "patient-" not in text
+    assert "# What epsilon has to protect" in text and "patient-" not in text
     assert stat.S_IMODE((tmp_path / "site.yaml").stat().st_mode) == 0o600
     assert main(["init", "--site", str(tmp_path), *answers]) == ConfigError.exit_code
     assert "not overwritten" in capsys.readouterr().err and (tmp_path / "site.yaml").read_text() == text

@@ -92,7 +92,7 @@ def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):
         ("explanations: true\n", "must be a mapping"),
         ("explanation:\n  render: true\n", "did you mean 'explanations'?"),
         ("privacy:\n  render: true\n", "Unknown key 'render' under privacy"),
-        ("data:\n  kind: folder\n", "Unknown section 'data'"),
+        ("data:\n  kind: folder\n", "path is missing under 'data'"),
         ("privacy: [1]\n", "must be a mapping"),
         ("- privacy\n", "must be a mapping"),
         ("privacy: {\n", "cannot be read"),
