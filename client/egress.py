@@ -19,9 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from client import upload
+from client.download import layout_of_model
 from client.safe_text import may_travel
 from client.site_policy import SitePolicy
-from jointdiff import protocol
+from jointdiff import codec_wire, codecs, head_codec, protocol
 from jointdiff.config import Config, ModelConfig
 from jointdiff.data import info_of
 from jointdiff.grading import MEAN_OVER
@@ -31,6 +33,7 @@ from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import REPORTED
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
+from jointdiff.sharing import Sharing
 from jointdiff.small_counts import holds
 from jointdiff.statistics import (
     COARSE_BINS,
@@ -127,6 +130,8 @@ def check(
         return RoundReport(ask.hospital, status=report.status, code=report.code, reason=report.reason), {}
     config = Config.from_dict(ask.config)
     payload = _PAYLOADS[ask.kind](config, policy)
+    if ask.kind == protocol.TRAIN:
+        payload = _travelling(payload, config, ask.round)
     kept = _check_arrays(payload, arrays)
     if payload.check is not None:
         payload.check(kept, report, config, policy)
@@ -277,6 +282,23 @@ def _weights(config: Config, _policy: SitePolicy) -> Payload:
     return Payload(_masked(_state_forms(config.model), "uint32", config))
 
 
+def _travelling(payload: Payload, config: Config, round_number: int) -> Payload:
+    """What of the model goes up in this round, in the form of the run's codec."""
+    names = Sharing.of(config).up(payload.required, round_number)
+    codec = codecs.parse(config.run.upload)
+    if codec.plain:
+        return Payload({name: payload.required[name] for name in names})
+    layout = {name: shape for name, shape in layout_of_model(config.model).items() if name in set(names)}
+
+    def check(arrays: Mapping[str, np.ndarray], *_: object) -> None:
+        try:
+            codec_wire.unpack(codec, arrays, layout, canonical=True)
+        except ValueError as error:
+            raise StoppedError("an encoded tensor that stands for no change of the weights", str(error)) from None
+
+    return Payload({name: Form((None,), "uint8") for name in codec_wire.names(codec, layout)}, check=check)
+
+
 def _masked(forms: Mapping[str, Form], dtype: str, config: Config) -> dict[str, Form]:
     return {name: replace(f, dtype=dtype) if config.run.secure_aggregation else f for name, f in forms.items()}
 
@@ -286,9 +308,21 @@ def _head(config: Config, _policy: SitePolicy) -> Payload:
     num_features, num_outputs = _state_forms(config.model)["head.mean"].shape[0], config.model.num_outputs
     no_images = np.zeros((0, num_features or 0))
     no_labels = np.zeros((0, num_outputs) if config.model.task == "multi-label" else 0, np.int64)
+    sums = head_sums(no_images, no_images, no_labels, num_outputs)
     if config.training.head == "gradient":
-        return Payload(_masked(_forms_like(standardisation_sums(no_images)), "uint64", config))
-    return Payload(_masked(_forms_like(head_sums(no_images, no_images, no_labels, num_outputs)), "uint64", config))
+        sums = standardisation_sums(no_images)
+    if codecs.parse(config.run.upload).plain:
+        return Payload(_masked(_forms_like(sums), "uint64", config))
+
+    def check(arrays: Mapping[str, np.ndarray], *_: object) -> None:
+        try:
+            head_codec.unpack(arrays, sums, canonical=True)
+        except ValueError as error:
+            raise StoppedError("encoded sums that stand for no sums over features", str(error)) from None
+
+    encoded = head_codec.forms(sums).items()
+    forms = {name: Form((None,), "uint8") if shape is None else Form(shape, "float64") for name, shape in encoded}
+    return Payload(forms, check=check)
 
 
 def _statistics(config: Config, _policy: SitePolicy) -> Payload:
@@ -347,7 +381,9 @@ def _grade_names(config: Config) -> frozenset[str]:
 
 
 def _training(config: Config) -> frozenset[str]:
-    return _PRIVATE_TRAINING if config.private else _TRAINING | _seconds(config, protocol.TRAIN)
+    """What a round tells of itself; the codec's error is computed from the weights alone, noised or not."""
+    codec = frozenset(() if codecs.parse(config.run.upload).plain else (upload.ERROR,))
+    return codec | (_PRIVATE_TRAINING if config.private else _TRAINING | _seconds(config, protocol.TRAIN))
 
 
 def _seconds(config: Config, kind: str) -> frozenset[str]:
@@ -357,9 +393,7 @@ def _seconds(config: Config, kind: str) -> frozenset[str]:
 
 _SCALARS: dict[str, Callable[[Config], frozenset[str]]] = {
     protocol.DESCRIBE: lambda _: frozenset(),
-    protocol.TRAIN: lambda config: (
-        _seconds(config, protocol.TRAIN) | (_PRIVATE_TRAINING if config.private else _TRAINING)
-    ),
+    protocol.TRAIN: _training,
     protocol.HEAD: lambda config: _seconds(config, protocol.HEAD),
     protocol.EVALUATE: lambda config: _seconds(config, protocol.EVALUATE),
     protocol.EXPLAIN: _grade_names,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from client.manifest import RunManifest
-from jointdiff import protocol
+from jointdiff import codecs, protocol
 from jointdiff.views.format import num_bytes
 
 ASKED = {
@@ -28,6 +28,15 @@ _HEAD = {
     "target_sum": "number of views with each label",
     "target_products": "sums of feature times label over the views of labelled images",
 }
+_ENCODED = {  # what the parts of an encoded update are, by the end of their names
+    "bf16": "the changes of the weights, 16 bits each",
+    "int8": "the changes of the weights, 8 bits each",
+    "scale": "what one step of these 8 bits is worth, for each output channel",
+    "gap": "how many weights lie between two whose change is told",
+    "float32": "the changes of biases, norms and other small tensors, as they are",
+    "diagonal": "sums of squares of features",
+    "correlation": "correlations of two features, 12 bits each",
+}
 _STATISTICS = {
     "header": "format, task, number of outputs, bins and images",
     "confusion": "how often each class was taken for each",
@@ -38,6 +47,7 @@ _STATISTICS = {
     "calibration": "how often which confidence was right, in 15 bins; zeros where it is withheld",
     "confusion_slack": "how far replaced small counts of the confusion can be off",
 }
+_MASKED = ("uint32", "uint64")  # whole numbers of this size are masked ones alone
 _PARTS = {"test": "of the evaluation images", "heldout": "of the held-out labelled images"}
 _VALUES = {
     "code": "a word for why there is no result",
@@ -64,9 +74,13 @@ def describe_tensor(kind: str, name: str) -> str:
     "weights of layer 'unet.down.0.conv', as this site's training left them"
     >>> describe_tensor("evaluate", "test.log_loss")
     'sum of the log-loss over the images, of the evaluation images'
+    >>> describe_tensor("train", "int8.scale")
+    'encoded and squeezed: what one step of these 8 bits is worth, for each output channel'
     """
     if kind == protocol.HEAD and name in _HEAD:
         return _HEAD[name]
+    if kind in (protocol.TRAIN, protocol.HEAD) and _is_encoded(name):
+        return f"encoded and squeezed: {_ENCODED[name.rpartition('.')[2]]}"
     part, _, statistic = name.partition(".")
     if kind == protocol.EVALUATE and part in _PARTS and statistic in _STATISTICS:
         return f"{_STATISTICS[statistic]}, {_PARTS[part]}"
@@ -74,6 +88,11 @@ def describe_tensor(kind: str, name: str) -> str:
         return "standardisation of the features, as the server sent it"
     layer, _, what = name.rpartition(".")
     return f"{'biases' if what == 'bias' else 'weights'} of layer '{layer}', as this site's training left them"
+
+
+def _is_encoded(name: str) -> bool:
+    whole, _, part = name.rpartition(".")
+    return part in _ENCODED and whole in (*codecs.known(), "products", "group_products")
 
 
 def describe_value(name: str) -> str:
@@ -118,7 +137,9 @@ def lines(found: RunManifest, *, explain: bool) -> Iterator[str]:
 def _explained(entry: Mapping[str, Any]) -> Iterator[str]:
     for tensor in entry["tensors"]:
         form = f"{tensor['dtype']} {tensor['shape']}  {num_bytes(tensor['bytes'])}"
-        masked = "masked: random by itself, it counts in the sum over the hospitals; " if "uint" in form else ""
+        masked = (
+            "masked: random by itself, it counts in the sum over the hospitals; " if tensor["dtype"] in _MASKED else ""
+        )
         yield f"      {tensor['name']}  {form}: {masked}{describe_tensor(entry['kind'], tensor['name'])}"
     for value in entry["scalars"]:
         yield f"      {value['name']} = {value.get('value')!r}: {describe_value(value['name'])}"

@@ -100,9 +100,10 @@ def _ledger(site: Site, delta: float) -> Ledger:
 def question_key(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> str:
     """Return the SHA-256 of all that decides the answer: the instructions, and every tensor's name and content.
 
-    A secure sum's session does not: what is sent again in a new session is masked anew, not trained anew.
+    A secure sum's session does not: what is sent again in a new session is masked anew, not trained anew. Nor does the
+    way in which the tensors came.
     """
-    digest = hashlib.sha256(replace(instructions, payload={}).to_json().encode())
+    digest = hashlib.sha256(replace(instructions, payload={}, transfer={}).to_json().encode())
     for name in sorted(tensors):
         array = np.ascontiguousarray(tensors[name])
         digest.update(f"{name}/{array.dtype}/{array.shape}/".encode() + array.tobytes())

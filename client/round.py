@@ -16,11 +16,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import site_config, state
+from client import download, site_config, state, upload
 from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
-from jointdiff import protocol
+from jointdiff import codecs, protocol
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data, info_of
 from jointdiff.data.base import class_counts
@@ -51,10 +51,11 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
 
     Args:
         instructions: What to do, with the run's resolved configuration.
-        tensors: The model's state_dict as float32 arrays; empty for DESCRIBE.
+        tensors: The model's state_dict as float32 arrays, or as the instructions' codec has it; empty for DESCRIBE.
 
     Returns:
-        The report, and what travels beside it: weights (TRAIN), mergeable statistics (HEAD, EVALUATE), or nothing.
+        The report, and what travels beside it: weights or their encoded change (TRAIN), mergeable statistics (HEAD,
+        EVALUATE), or nothing.
         In a run with secure aggregation weights and statistics for the head are masked.
 
     Raises:
@@ -68,7 +69,9 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
     if not _RUN_NAME.fullmatch(instructions.run_name):
         raise RefusedError("The name of the run is no plain name: the site uses it for its own folders.")
     site = Site(instructions, Config.from_dict(instructions.config))
-    report, answer = _WORK[instructions.kind](site, tensors)
+    with site.timed(LOAD):
+        sent = download.decode(instructions, site.config, tensors)
+    report, answer = _WORK[instructions.kind](site, sent)
     duration_s = time.perf_counter() - started
     metrics = {**report.metrics, **site.seconds_of_work(duration_s)}
     return replace(report, device=_device_name(site.device), duration_s=duration_s, metrics=metrics), answer
@@ -151,8 +154,10 @@ class Site:
         return self.site.policy
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
-        """Return the network with the weights that the server sent, on the device."""
+        """Return the network with the weights that the server sent, on the device; what it left out is the site's."""
         with self.timed(LOAD):
+            if self.instructions.kind != protocol.TRAIN:
+                tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
             with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
                 model = JointModel(self.config.model)
             model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
@@ -227,11 +232,17 @@ def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
 
 def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     site.check_sending()
-    if not site.config.run.secure_aggregation:
-        return _trained(site, tensors)
-    site.secure_sum.check_ready()  # before the work, not after it
-    report, weights = _trained(site, tensors)
-    return report, site.secure_sum.mask_change(tensors, weights, report)
+    ask, config = site.instructions, site.config
+    with site.timed(LOAD):
+        start, reference = download.complete(ask, config, tensors, site.folder)
+    if config.run.secure_aggregation:
+        site.secure_sum.check_ready()  # before the work, not after it
+    report, weights = _trained(site, start)
+    with site.timed(SAVE):
+        download.keep(ask, config, reference, weights, site.folder)
+        if config.run.secure_aggregation:
+            return report, site.secure_sum.mask_change(reference, weights, report)
+        return upload.pack(ask, config, report, reference=reference, trained=weights, site_folder=site.folder)
 
 
 def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -270,6 +281,8 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
+    elif not codecs.parse(site.config.run.upload).plain:
+        statistics = upload.pack_sums(statistics)
     return site.report(site.data.train), statistics
 
 

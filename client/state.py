@@ -18,13 +18,19 @@ _FILE = re.compile(r"round-(\d+)\.safetensors")
 _NUM_KEPT = 2
 
 
-def save(site_folder: Path, run_name: str, round_number: int, tensors: dict[str, torch.Tensor]) -> Path:
-    """Write the state after `round_number` atomically, and drop all but it and the newest older one."""
-    path = _folder(site_folder, run_name) / f"round-{round_number:04d}.safetensors"
+def save(
+    site_folder: Path, run_name: str, round_number: int, tensors: dict[str, torch.Tensor], *, part: str = ""
+) -> Path:
+    """Write the state after `round_number` atomically, and drop all but it and the newest older one.
+
+    Args:
+        part: '' is what training goes on from; other parts are kept beside it, each with versions of its own.
+    """
+    path = _folder(site_folder, run_name, part) / f"round-{round_number:04d}.safetensors"
     with atomic_path(path) as temporary:
         # A copy of its own for every tensor: safetensors refuses tensors that share memory.
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
-    versions = _versions(site_folder, run_name)
+    versions = _versions(site_folder, run_name, part)
     kept = [number for number in sorted(versions) if number <= round_number][-_NUM_KEPT:]
     for number, old in versions.items():
         if number not in kept:  # also rounds after this one: they belong to a future that was given up
@@ -32,19 +38,20 @@ def save(site_folder: Path, run_name: str, round_number: int, tensors: dict[str,
     return path
 
 
-def load(site_folder: Path, run_name: str, *, before: int) -> dict[str, torch.Tensor] | None:
+def load(site_folder: Path, run_name: str, *, before: int, part: str = "") -> dict[str, torch.Tensor] | None:
     """Return the newest state of a round before `before`, or None where the site has not trained in this run yet.
 
     A site that missed rounds goes on from its last one.
     """
-    versions = {number: path for number, path in _versions(site_folder, run_name).items() if number < before}
+    versions = {number: path for number, path in _versions(site_folder, run_name, part).items() if number < before}
     return load_file(versions[max(versions)]) if versions else None
 
 
-def _folder(site_folder: Path, run_name: str) -> Path:
-    return Path(site_folder) / "state" / run_name
+def _folder(site_folder: Path, run_name: str, part: str) -> Path:
+    return Path(site_folder) / "state" / run_name / part
 
 
-def _versions(site_folder: Path, run_name: str) -> dict[int, Path]:
-    found = ((_FILE.fullmatch(path.name), path) for path in _folder(site_folder, run_name).glob("round-*.safetensors"))
+def _versions(site_folder: Path, run_name: str, part: str) -> dict[int, Path]:
+    folder = _folder(site_folder, run_name, part)
+    found = ((_FILE.fullmatch(path.name), path) for path in folder.glob("round-*.safetensors"))
     return {int(match[1]): path for match, path in found if match}

@@ -17,6 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
+from jointdiff import codecs, sharing
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.quorum import MIN_HOSPITALS, threshold
 
@@ -57,6 +58,9 @@ class RunConfig:
     proximal_mu: float = 0.01  # strategy fedprox: pull of the local weights to those sent
     server_learning_rate: float = 0.01  # strategies fedadam, fedyogi
     secure_aggregation: bool = False  # the server learns sums of the hospitals' updates, and no single one
+    upload: str = "fp32"  # what hospitals send: fp32 = weights | bf16, int8, top-k:SHARE = their change, encoded
+    download: str = "fp32"  # what the server sends: fp32 | bf16 | int8
+    share: str = "all"  # all | decoder-every:K = the decoder is merged every K-th round; frozen parts never go up
     num_faulty: int = 1  # hospitals whose updates the robust rules can bear
     min_hospitals: int = 0  # good replies that a round needs; 0 = more than half
     round_timeout_s: int = 3600  # for one hospital's one answer, the start of its process included
@@ -286,6 +290,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             f"{run.num_hospitals}: with fewer, the wrong ones can win."
         )
     _check_sites(run)
+    _check_exchange(run)
     if run.secure_aggregation:
         _check_secure_aggregation(run)
     if not run.proximal_mu >= 0 or not run.server_learning_rate > 0:
@@ -374,7 +379,33 @@ def _check_sites(run: RunConfig) -> None:
             )
 
 
+def _check_exchange(run: RunConfig) -> None:
+    """Check the codecs of both ways, and which tensors travel."""
+    readers: dict[str, Any] = {"upload": codecs.parse, "download": codecs.parse, "share": sharing.period}
+    for key, read in readers.items():
+        try:
+            read(getattr(run, key))
+        except ValueError as error:
+            raise ConfigError(f"{key}={getattr(run, key)!r} cannot be: {error}.") from None
+    if codecs.parse(run.download).name == "top-k":
+        raise ConfigError(
+            f"download={run.download} cannot be: what goes down are the weights, no change of them, and most weights "
+            "would be 0. Take fp32, bf16 or int8."
+        )
+
+
 def _check_secure_aggregation(run: RunConfig) -> None:
+    if run.upload != codecs.PLAIN:
+        raise ConfigError(
+            f"upload={run.upload} and secure-aggregation=true exclude each other: a secure sum adds masked fixed-point "
+            "numbers of one step, and values that each hospital scales or chooses for itself have no common sum. Take "
+            "upload=fp32; download may be encoded."
+        )
+    if run.share != "all":
+        raise ConfigError(
+            f"share={run.share} and secure-aggregation=true exclude each other: a secure sum masks the whole model, in "
+            "every round. Take share=all."
+        )
     if run.strategy in ROBUST_STRATEGIES:
         raise ConfigError(
             f"strategy={run.strategy} and secure-aggregation=true exclude each other: a robust rule must see every "

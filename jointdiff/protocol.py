@@ -36,6 +36,7 @@ class RoundInstructions:
     code_version: str
     code_hash: str  # jointdiff.identity.code_hash()
     payload: Mapping[str, Any] = field(default_factory=dict)  # secure sums: keys, sealed shares, survivors
+    transfer: Mapping[str, Any] = field(default_factory=dict)  # codecs and what is left out (jointdiff/transfer.py)
 
     def to_json(self) -> str:
         """Return one line of JSON."""

@@ -20,6 +20,7 @@ from jointdiff.config import Config
 from jointdiff.errors import RunError
 from jointdiff.protocol import RoundInstructions
 from jointdiff.record import RunRecord
+from server.exchange import Sent
 from server.hospitals import Hospitals
 from server.replies import Reply, failure, one_line, to_arrays
 from server.spool import Spool
@@ -80,7 +81,7 @@ class Questions:
         self,
         kind: str,
         number: int,
-        tensors: Tensors,
+        tensors: Tensors | Sent,
         *,
         minimum: int,
         check: Check | None = None,
@@ -94,7 +95,7 @@ class Questions:
         Args:
             kind: One of protocol.KINDS.
             number: Of the round; 0 before the first.
-            tensors: What travels with the question.
+            tensors: What travels with the question; a Sent says too how the instructions name it and answers are read.
             minimum: Good answers wanted; with fewer the question is repeated.
             check: Called with each reply and its tensors; a ValueError rejects the reply.
             check_all: Called once with the replies that passed; names hospitals to reject, with reasons.
@@ -105,9 +106,10 @@ class Questions:
         Raises:
             TooFewError: Too few good answers, repetitions included. The run can be resumed.
         """
+        sent = tensors if isinstance(tensors, Sent) else Sent(tensors)
         for attempt in range(self._config.run.round_retries + 1):
             with Spool(self._record.folder / "spool") as spool:
-                answers = self._collect(kind, number, tensors, spool, only, payloads)
+                answers = self._collect(kind, number, sent, spool, only, payloads)
                 self._check(kind, number, answers, check, check_all)
                 if len(answers.good) >= minimum:
                     yield answers
@@ -128,13 +130,14 @@ class Questions:
         self,
         kind: str,
         number: int,
-        tensors: Tensors,
+        sent: Sent,
         spool: Spool,
         only: Sequence[str] | None,
         payloads: Mapping[str, Mapping[str, Any]] | None,
     ) -> Answers:
         """Ask all once, and those that could not be reached again; spool every answer."""
-        arrays = to_arrays(tensors)
+        arrays = to_arrays(sent.arrays)
+        transfer = sent.transfer.to_dict()
         names = self._hospitals.names
         waiting = [name for name in names if (only is None or name in only) and (payloads is None or name in payloads)]
         replies: dict[str, Reply] = {}
@@ -142,11 +145,15 @@ class Questions:
             if attempt:
                 self._sleep(BACKOFF_S * 2 ** (attempt - 1))
             questions = [
-                replace(self._question(kind, number, names.index(name)), payload=(payloads or {}).get(name, {}))
+                replace(
+                    self._question(kind, number, names.index(name)),
+                    payload=(payloads or {}).get(name, {}),
+                    transfer=transfer,
+                )
                 for name in waiting
             ]
             for reply in self._hospitals.ask(questions, arrays):
-                kept = _spooled(reply, spool)
+                kept = _spooled(reply, spool, sent.decode)
                 del reply  # before the next one comes: two models would be in memory
                 self._note(kind, number, kept)
                 if not kept.surplus:
@@ -160,7 +167,8 @@ class Questions:
 
     def _check(self, kind: str, number: int, answers: Answers, check: Check | None, check_all: CheckAll | None) -> None:
         """Move the answers that are no good from `good` to `lost`, and say so in the events."""
-        reasons: dict[str, str] = {}
+        reasons = {reply.hospital: reply.damage for reply in answers.good if reply.damage}
+        answers.good = [reply for reply in answers.good if not reply.damage]
         for reply, tensors in answers.tensors() if check else ():
             try:
                 check(reply, tensors)  # type: ignore[misc]
@@ -225,12 +233,19 @@ class Questions:
         self._record.event(_DONE[report.status], **fields)
 
 
-def _spooled(reply: Reply, spool: Spool) -> Reply:
-    """Put a reply's tensors on disk and return it without them, or as failed where they are of no model's types."""
+def _spooled(reply: Reply, spool: Spool, decode: Callable[[Tensors], Tensors] | None) -> Reply:
+    """Put a reply's tensors on disk, decoded, and return it without them.
+
+    It comes back as failed where they are of no model's types, and with its damage where they cannot be decoded.
+    """
     if reply.surplus:
         return reply
     try:
-        spool.write(reply.hospital, reply.tensors)
+        tensors = decode(reply.tensors) if decode and reply.ok else reply.tensors
+    except ValueError as error:
+        return replace(reply, tensors={}, damage=one_line(f"its update cannot be decoded: {error}"))
+    try:
+        spool.write(reply.hospital, tensors)
     except ValueError as error:
         return failure(reply.hospital, one_line(str(error)), bytes_in=reply.bytes_in)
     return replace(reply, tensors={})

@@ -30,6 +30,7 @@ class Reply:
     bytes_out: int = 0  # site -> server
     unreachable: bool = False  # nothing came, and soon: worth asking again
     surplus: bool = False  # a second reply to one question
+    damage: str = ""  # why its tensors cannot be decoded
 
     @property
     def ok(self) -> bool:

@@ -31,6 +31,7 @@ from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import WeightedSum, weighted_means
 from server.deployment.admission import admitted
+from server.exchange import Exchange
 from server.hospitals import Hospitals
 from server.merging import apply_mean, merge, outliers, questionable
 from server.optimizers import initial_moments
@@ -107,6 +108,7 @@ class Federation:
         )
         self.questions = Questions(self.hospitals, config, record)
         self.secure_sums = SecureSums(self.questions, names, config, record) if secure else None
+        self.exchange = Exchange(config)
         self.round_number = 0  # the last complete round
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
@@ -203,28 +205,32 @@ class Federation:
 
     def _trained(self, number: int) -> list[Reply]:
         """Let the hospitals train, put the next weights in the place of the old ones, and return whose count."""
-        weights = self.weights
+        sent = self.exchange.for_training(number, self.weights)
+        reference = sent.reference
         if self.secure_sums:
-            replies, mean = self.secure_sums.mean_weights(number, weights)
-            self.weights, self.moments = apply_mean(mean, self.config.run, weights=weights, moments=self.moments)
+            replies, mean = self.secure_sums.mean_weights(number, reference, sent)
+            mean, self.moments = apply_mean(mean, self.config.run, weights=reference, moments=self.moments)
+            self.weights = self.exchange.merged(self.weights, mean, reference)
             return replies
 
         def check(reply: Reply, tensors: Mapping[str, np.ndarray]) -> None:
             if not reply.report.num_images:
                 raise ValueError("it says that it trained on no image; a weight in the mean must be positive")
-            check_update(tensors, like=weights)
+            check_update(tensors, like=reference)
 
         with self.questions.ask(
             protocol.TRAIN,
             number,
-            weights,
+            sent,
             minimum=self.questions.minimum,
             check=check,
-            check_all=lambda replies, spool: outliers(replies, spool, weights),
+            check_all=lambda replies, spool: outliers(replies, spool, reference),
         ) as answers:
-            self.weights, self.moments = merge(
-                answers.good, answers.spool, self.config.run, weights=weights, moments=self.moments
+            self.exchange.note(answers.lost)
+            merged, self.moments = merge(
+                answers.good, answers.spool, self.config.run, weights=reference, moments=self.moments
             )
+            self.weights = self.exchange.merged(self.weights, merged, reference)
             return answers.good
 
     def prepare_head(self, number: int) -> None:
@@ -245,12 +251,12 @@ class Federation:
 
     def _head_sums(self, number: int, like: Tensors) -> Tensors:
         if self.secure_sums:
-            return self.secure_sums.head_sums(number, self.average, like)
+            return self.secure_sums.head_sums(number, self.exchange.for_head(self.average, like), like)
         total = WeightedSum()
         with self.questions.ask(
             protocol.HEAD,
             number,
-            self.average,
+            self.exchange.for_head(self.average, like),
             minimum=self.questions.minimum,
             check=lambda _, tensors: check_update(tensors, like=like),
         ) as answers:
@@ -280,7 +286,7 @@ class Federation:
         with self.questions.ask(
             protocol.EVALUATE,
             number,
-            self.average,
+            self.exchange.for_reading(self.average),
             minimum=1,
             check=lambda reply, tensors: scores.add(reply.hospital, tensors, reply.report.withheld),
         ):

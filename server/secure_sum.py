@@ -22,6 +22,7 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.fixed_point import FixedPoint
 from jointdiff.record import RunRecord
 from jointdiff.secure_sum import PublicKeys, Session, to_bytes
+from server.exchange import Sent
 from server.merging import NORM_FACTOR
 from server.questions import Answers, Check, Questions, TooFewError
 from server.replies import Reply, check_update
@@ -54,11 +55,15 @@ class SecureSums:
         self._record = record
         self._usual_norm = 0.0  # of the mean change of the round before; 0 = not known
 
-    def mean_weights(self, number: int, weights: Mapping[str, np.ndarray]) -> tuple[list[Reply], Tensors]:
+    def mean_weights(self, number: int, weights: Mapping[str, np.ndarray], sent: Sent) -> tuple[list[Reply], Tensors]:
         """Let the hospitals train; return the replies that count and the weighted mean of their weights, as `weights`.
 
         mean = w + (sum_k c_k / c_max * (w_k - w)) / (sum_k c_k / c_max), off from the plain weighted mean by at most
         n * step / 2 / (sum_k c_k / c_max) and float32's rounding, n hospitals being in the sum.
+
+        Args:
+            weights: What the hospitals have after decoding.
+            sent: What travels.
 
         Raises:
             RunError: Too few hospitals were left, repetitions included.
@@ -76,16 +81,16 @@ class SecureSums:
             return {name: value / total for name, value in found.values.items()}
 
         found, mean = self._repeated(
-            protocol.TRAIN, number, weights, encoding, like=weights, extra={"norm_limit": limit}, finish=mean_of
+            protocol.TRAIN, number, sent, encoding, like=weights, extra={"norm_limit": limit}, finish=mean_of
         )
         self._usual_norm = math.sqrt(sum(float((change**2).sum()) for change in mean.values()))
         return found.included, {name: (old + mean[name]).astype(old.dtype) for name, old in weights.items()}
 
-    def head_sums(self, number: int, weights: Mapping[str, np.ndarray], like: Mapping[str, np.ndarray]) -> Tensors:
+    def head_sums(self, number: int, sent: Sent, like: Mapping[str, np.ndarray]) -> Tensors:
         """Return the sums of the hospitals' statistics for the head, in float64, each off by at most n * step / 2.
 
         Args:
-            weights: What travels with the question.
+            sent: What travels with the question.
             like: Gives names and shapes of the sums.
 
         Raises:
@@ -93,14 +98,14 @@ class SecureSums:
         """
         encoding = fixed_point.for_sums(len(self._names))
         return self._repeated(
-            protocol.HEAD, number, weights, encoding, like=like, extra={}, finish=lambda found: found.values
+            protocol.HEAD, number, sent, encoding, like=like, extra={}, finish=lambda found: found.values
         )[1]
 
     def _repeated(
         self,
         kind: str,
         number: int,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Sent,
         encoding: FixedPoint,
         *,
         like: Mapping[str, np.ndarray],
@@ -153,7 +158,7 @@ class _Attempt:
 
     @contextmanager
     def _ask(
-        self, kind: str, payloads: Payloads, minimum: int, tensors: Mapping[str, np.ndarray], check: Check
+        self, kind: str, payloads: Payloads, minimum: int, tensors: Mapping[str, np.ndarray] | Sent, check: Check
     ) -> Iterator[Answers]:
         payloads = {name: {"session": self._nonce, **payload} for name, payload in payloads.items()}
         with self._questions.ask(
@@ -183,7 +188,7 @@ class _Attempt:
 
     def collect(
         self,
-        tensors: Mapping[str, np.ndarray],
+        tensors: Sent,
         encoding: FixedPoint,
         *,
         like: Mapping[str, np.ndarray],

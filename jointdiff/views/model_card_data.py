@@ -19,6 +19,10 @@ CARRIES = {
     "shares": "shares of this site's secrets of one secure sum, sealed for each other site",
     "unmask": "the shares of the sites' secrets that open one secure sum",
 }
+_ENCODED = {  # with an upload codec
+    "train": "the change of the model's weights, encoded; losses and rates",
+    "head": "sums over features of the training images, and by class over the labelled ones; their products encoded",
+}
 _MASKED = {  # with secure aggregation
     "train": "the weighted change of all weights, masked so that only the hospitals' sum can be read; losses and rates",
     "head": "sums over features of the training images, masked so that only the hospitals' sum can be read",
@@ -84,7 +88,8 @@ def privacy(run: RunData) -> str:
 def what_left(run: RunData) -> str:
     """Return what the sites answered to which question, and how many bytes that was."""
     rows = []
-    carries = CARRIES | (_MASKED if run.run_config.get("secure-aggregation") else {})
+    encoded = run.run_config.get("upload", "fp32") != "fp32"
+    carries = CARRIES | (_ENCODED if encoded else {}) | (_MASKED if run.run_config.get("secure-aggregation") else {})
     for question in dict.fromkeys([*carries, *(str(event.get("kind")) for event in run.replies())]):
         replies = run.replies(question)
         if replies:

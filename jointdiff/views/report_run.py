@@ -149,9 +149,22 @@ def exchange(run: RunData) -> Html | None:
                 ("Whole run", duration(run.ending.get("duration_s"))),
                 ("Mean round", duration(sum(round_seconds) / len(round_seconds)) if round_seconds else MISSING),
                 ("Slowest round", duration(max(round_seconds, default=None))),
+                *_encoding(run),
             ]
         ),
     )
+
+
+def _encoding(run: RunData) -> list[tuple[str, str]]:
+    """Return which codecs were used, and what they cost in accuracy of the updates; nothing for plain exchanges."""
+    told = [(key, str(run.run_config.get(key) or "")) for key in ("upload", "download", "share")]
+    rows = [(key.capitalize(), value) for key, value in told if value not in ("", "fp32", "all")]
+    errors = [mapping(event.get("metrics")).get("upload_error") for event in run.of("round_aggregated")]
+    known = [float(error) for error in errors if error is not None and is_number(error)]
+    if known:
+        mean = number(sum(known) / len(known), 4)
+        rows.append(("Error of an encoded update, relative, mean over the rounds", mean))
+    return rows
 
 
 def trouble(run: RunData) -> Html:
