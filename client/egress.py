@@ -27,7 +27,7 @@ from jointdiff import codec_wire, codecs, head_codec, protocol
 from jointdiff.config import Config, ModelConfig
 from jointdiff.data import info_of
 from jointdiff.grading import MEAN_OVER
-from jointdiff.head import head_sums, standardisation_sums
+from jointdiff.head_sums import no_head_sums
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import REPORTED
@@ -305,12 +305,7 @@ def _masked(forms: Mapping[str, Form], dtype: str, config: Config) -> dict[str, 
 
 def _head(config: Config, _policy: SitePolicy) -> Payload:
     """The sums that solve the head, or standardise it; their forms are those of sums over no image."""
-    num_features, num_outputs = _state_forms(config.model)["head.mean"].shape[0], config.model.num_outputs
-    no_images = np.zeros((0, num_features or 0))
-    no_labels = np.zeros((0, num_outputs) if config.model.task == "multi-label" else 0, np.int64)
-    sums = head_sums(no_images, no_images, no_labels, num_outputs)
-    if config.training.head == "gradient":
-        sums = standardisation_sums(no_images)
+    sums = no_head_sums(config, _state_forms(config.model)["head.mean"].shape[0] or 0)
     if codecs.parse(config.run.upload).plain:
         return Payload(_masked(_forms_like(sums), "uint64", config))
 

@@ -278,7 +278,8 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     site.check_sending()
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
-    statistics = head_statistics(site.model(tensors), site.data, site.config, site.device)
+    pseudo = site.instructions.payload.get("pseudo") is True
+    statistics = head_statistics(site.model(tensors), site.data, site.config, site.device, pseudo=pseudo)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
     elif not codecs.parse(site.config.run.upload).plain:

@@ -135,6 +135,9 @@ class TrainingConfig:
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
     head: str = "ridge"  # ridge = solved on merged sums after every round | ridge-start = until labels join | gradient
     ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
+    head_self_training: int = 0  # times that a solved head is solved again with the images that it is sure of
+    head_pseudo_ridge: float = 0.1  # the L2 penalty in these
+    head_labelled_share: float = 0.2  # weight of the labelled images in these, the others have the rest
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3
     lr_warmup_fraction: float = 0.05
@@ -445,7 +448,20 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     own = f"{run.method}-private"
     preset = run.preset or (own if private and own in preset_names("training") else run.method)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
+    _check_head(training)
     return Config(run=run, model=model, training=training)
+
+
+def _check_head(training: TrainingConfig) -> None:
+    if training.head_self_training < 0 or not training.head_pseudo_ridge > 0:
+        raise ConfigError(
+            "head-self-training must be at least 0 and head-pseudo-ridge above 0, not "
+            f"{training.head_self_training} and {training.head_pseudo_ridge}."
+        )
+    if not 0 <= training.head_labelled_share <= 1:
+        raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
+    if training.head_self_training and training.head == "gradient":
+        raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
 
 
 def _model_for(image_size: int) -> str:

@@ -35,7 +35,7 @@ class RoundInstructions:
     site_folder: str  # absolute; simulation only ('' in deployment: the site's own home)
     code_version: str
     code_hash: str  # jointdiff.identity.code_hash()
-    payload: Mapping[str, Any] = field(default_factory=dict)  # secure sums: keys, sealed shares, survivors
+    payload: Mapping[str, Any] = field(default_factory=dict)  # HEAD: of which images; secure sums: keys, shares, ...
     transfer: Mapping[str, Any] = field(default_factory=dict)  # codecs and what is left out (jointdiff/transfer.py)
 
     def to_json(self) -> str:
@@ -46,6 +46,11 @@ class RoundInstructions:
     def from_json(cls, text: str) -> RoundInstructions:
         """Read what `to_json` wrote."""
         return cls(**json.loads(text))
+
+
+def head_payload(*, pseudo: bool) -> dict[str, Any]:
+    """Return what a HEAD question carries: whether the sums are over the images that the head sent is sure of."""
+    return {"pseudo": pseudo}
 
 
 # What a report that is not ok says beside its text: a word that a program can act on.

@@ -7,6 +7,7 @@ local-only (one hospital of several, with its own labels).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
-from jointdiff.head import head_statistics, solve_head
+from jointdiff.head import head_statistics, solved_heads
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
@@ -102,9 +103,10 @@ def _rounds(
         nonlocal weights, average
         if head_is_solved_after(number, config):
             _load(model, average)
-            head = solve_head(head_statistics(model, data, config, device), config)
-            solved = {k: v.numpy() for k, v in head.items()}
-            weights, average = {**weights, **solved}, {**average, **solved}
+            for head in solved_heads(partial(head_statistics, model, data, config, device), number, config):
+                model.load_state_dict(head, strict=False)
+                solved = {k: v.numpy() for k, v in head.items()}
+                weights, average = {**weights, **solved}, {**average, **solved}
 
     prepare_head(0)
     for number in range(1, run.num_rounds + 1):

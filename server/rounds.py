@@ -22,7 +22,8 @@ from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
 from jointdiff.grading import merge_grades
-from jointdiff.head import head_sums, public_standardisation, solve_head, standardisation_sums
+from jointdiff.head import public_head, solved_heads
+from jointdiff.head_sums import no_head_sums
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
@@ -241,24 +242,23 @@ class Federation:
             if not self.config.run.initial_weights:  # which bring their own standardisation
                 self._take_head(self._public_head())
             return
-        model = self.config.model
-        no_labels = np.zeros((0, model.num_outputs) if model.task == "multi-label" else 0, np.int64)
-        no_images = np.zeros((0, len(self.weights["head.mean"])))
-        like = head_sums(no_images, no_images, no_labels, model.num_outputs)
-        if self.config.training.head == "gradient":
-            like = standardisation_sums(no_images)
-        self._take_head(solve_head(self._head_sums(number, like), self.config))
+        for head in solved_heads(lambda pseudo: self._head_sums(number, pseudo=pseudo), number, self.config):
+            self._take_head(head)
 
-    def _head_sums(self, number: int, like: Tensors) -> Tensors:
+    def _head_sums(self, number: int, *, pseudo: bool) -> Tensors:
+        """Return the hospitals' sums over the features of their labelled images, or of those that the head labels."""
+        like = no_head_sums(self.config, num_features=len(self.weights["head.mean"]))
+        sent, told = self.exchange.for_head(self.average, like), protocol.head_payload(pseudo=pseudo)
         if self.secure_sums:
-            return self.secure_sums.head_sums(number, self.exchange.for_head(self.average, like), like)
+            return self.secure_sums.head_sums(number, sent, like, told)
         total = WeightedSum()
         with self.questions.ask(
             protocol.HEAD,
             number,
-            self.exchange.for_head(self.average, like),
+            sent,
             minimum=self.questions.minimum,
             check=lambda _, tensors: check_update(tensors, like=like),
+            payloads=dict.fromkeys(self.hospitals.names, told),
         ) as answers:
             for _, tensors in answers.tensors():
                 total.add(tensors, 1)
@@ -268,7 +268,7 @@ class Federation:
         device = select_device(self.config.run.device)
         model = JointModel(self.config.model)
         model.load_state_dict({name: torch.tensor(array) for name, array in self.average.items()})
-        return solve_head(public_standardisation(model.to(device), self.config, device), self.config)
+        return public_head(model.to(device), self.config, device)
 
     def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
         """Put the head's tensors into both models, unless they are nonsense."""

@@ -86,19 +86,20 @@ class SecureSums:
         self._usual_norm = math.sqrt(sum(float((change**2).sum()) for change in mean.values()))
         return found.included, {name: (old + mean[name]).astype(old.dtype) for name, old in weights.items()}
 
-    def head_sums(self, number: int, sent: Sent, like: Mapping[str, np.ndarray]) -> Tensors:
+    def head_sums(self, number: int, sent: Sent, like: Mapping[str, np.ndarray], told: Mapping[str, Any]) -> Tensors:
         """Return the sums of the hospitals' statistics for the head, in float64, each off by at most n * step / 2.
 
         Args:
             sent: What travels with the question.
             like: Gives names and shapes of the sums.
+            told: More for the payload: over which images.
 
         Raises:
             RunError: Too few hospitals were left, repetitions included.
         """
         encoding = fixed_point.for_sums(len(self._names))
         return self._repeated(
-            protocol.HEAD, number, sent, encoding, like=like, extra={}, finish=lambda found: found.values
+            protocol.HEAD, number, sent, encoding, like=like, extra=told, finish=lambda found: found.values
         )[1]
 
     def _repeated(

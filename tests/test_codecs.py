@@ -7,7 +7,8 @@ from jointdiff import codec_wire, codecs, head_codec
 from jointdiff.codecs import Codec, layout_of, parse, relative_error
 from jointdiff.config import Config, ModelConfig, RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError, RefusedError
-from jointdiff.head import add_sums, head_sums, solve_head
+from jointdiff.head import solve_head
+from jointdiff.head_sums import add_sums, head_sums
 from jointdiff.sharing import Sharing, is_decoder
 from jointdiff.transfer import Transfer
 

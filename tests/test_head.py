@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from jointdiff.config import Config, ModelConfig, TrainingConfig
-from jointdiff.head import add_sums, solve_head
-from jointdiff.head import head_sums as sums_of
+from jointdiff.head import solve_head
+from jointdiff.head_sums import add_sums
+from jointdiff.head_sums import head_sums as sums_of
 
 MULTI_CLASS = Config(training=TrainingConfig(ridge=0.1))
 MULTI_LABEL = dataclasses.replace(MULTI_CLASS, model=ModelConfig(task="multi-label"))

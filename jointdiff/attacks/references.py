@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ import torch
 from jointdiff.config import Config
 from jointdiff.data import UNKNOWN, HospitalData, ImageSet
 from jointdiff.ema import moving_average
-from jointdiff.head import head_statistics, solve_head
+from jointdiff.head import head_statistics, solved_heads
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights
 from jointdiff.reproducibility import seed_for
@@ -91,9 +92,10 @@ def _train(
             average = moving_average(average, weights, number, config.training.ema_decay)
         if head_is_solved_after(number, config):
             _load(model, average)
-            head = solve_head(head_statistics(model, data, config, device), config)
-            solved = {k: v.numpy() for k, v in head.items()}
-            weights, average = {**weights, **solved}, {**average, **solved}
+            for head in solved_heads(partial(head_statistics, model, data, config, device), number, config):
+                model.load_state_dict(head, strict=False)
+                solved = {k: v.numpy() for k, v in head.items()}
+                weights, average = {**weights, **solved}, {**average, **solved}
     _load(model, average)
     return model
 

@@ -14,7 +14,7 @@ from client.site_policy import SIMULATED, SitePolicy
 from jointdiff import identity, protocol
 from jointdiff.config import Config
 from jointdiff.data import class_table, hospital_data
-from jointdiff.head import head_sums
+from jointdiff.head_sums import head_sums
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.small_counts import withhold

@@ -10,7 +10,7 @@ from client import manifest
 from client.cli import main
 from client.egress_record import describe_tensor, describe_value
 from client.manifest import Tensor
-from jointdiff.head import head_sums
+from jointdiff.head_sums import head_sums
 from jointdiff.protocol import RoundReport
 from jointdiff.statistics import NAMES, OPTIONAL_NAMES
 

@@ -10,17 +10,16 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message
 from safetensors.numpy import load_file
 
-import server.rounds
 from client import round as client_round
 from client import secure_sum as site_sum
 from client.app import app as client_app
-from jointdiff import protocol, quorum, secure_sum
+from jointdiff import head, protocol, quorum, secure_sum
 from jointdiff.config import RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError, RunError
 from jointdiff.events import read_events
 from jointdiff.fixed_point import for_sums, for_updates
 from jointdiff.protocol import RoundInstructions, RoundReport
-from server import questions
+from server import questions, rounds
 from server.aggregation import fedavg, merge_statistics
 from server.hospitals import Hospitals
 from server.merging import change_norm
@@ -72,9 +71,9 @@ def secrets(monkeypatch) -> Secrets:
         found.drawn.append(new_secret())
         return found.drawn[-1]
 
-    apply_mean = server.rounds.apply_mean
+    apply_mean = rounds.apply_mean
     monkeypatch.setattr(
-        server.rounds, "apply_mean", lambda mean, *a, **k: found.means.append(mean) or apply_mean(mean, *a, **k)
+        rounds, "apply_mean", lambda mean, *a, **k: found.means.append(mean) or apply_mean(mean, *a, **k)
     )
     monkeypatch.setattr(site_sum.SecureSum, "mask_change", change)
     monkeypatch.setattr(site_sum.SecureSum, "mask_sums", sums)
@@ -155,8 +154,8 @@ def test_every_rounds_weights_are_those_of_plain_fedavg_within_the_stated_step(t
 
 def test_the_head_is_solved_on_the_plain_sums_within_the_stated_step(tiny_run, secrets, monkeypatch):
     seen = []
-    solve_head = server.rounds.solve_head
-    monkeypatch.setattr(server.rounds, "solve_head", lambda sums, config: seen.append(sums) or solve_head(sums, config))
+    solve_head = head.solve_head
+    monkeypatch.setattr(head, "solve_head", lambda sums, config: seen.append(sums) or solve_head(sums, config))
     run_local(tiny_run(**SECURE, num_rounds=1))
     error = for_sums(3).error(3)
     for number, sums in enumerate(seen):
