@@ -7,6 +7,7 @@ from typing import Any
 
 from client.manifest import RunManifest
 from jointdiff import codecs, protocol
+from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.views.format import num_bytes
 
 ASKED = {
@@ -100,8 +101,12 @@ def describe_value(name: str) -> str:
 
     >>> describe_value("metrics.loss"), describe_value("table.test.1")
     ('mean over images or steps, or a count: loss', 'evaluation images of a class')
+    >>> describe_value("metrics.seconds.train")
+    'seconds that this part of the work took: train'
     """
     section, _, rest = name.partition(".")
+    if section == "metrics" and rest.startswith(SECONDS):
+        return f"seconds that this part of the work took: {rest.removeprefix(SECONDS)}"
     if section == "metrics":
         return f"mean over images or steps, or a count: {rest}"
     if section == "table":

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from client import diagnosis, keys, site_process
+from client import clientapp_process, diagnosis, keys, site_process
 from client.connection import ConnectionProblem
 from client.site_config import FederationAddress, SiteConfig
 from client.site_process import Journal
@@ -67,13 +67,14 @@ def command_line(address: FederationAddress, port: int) -> list[str]:
 
 def environment(config: SiteConfig) -> dict[str, str]:
     """Return the environment of the SuperNode: from it the ClientApp's processes find this site's home."""
+    own = clientapp_process.install(config.folder / "flower" / "bin")
     return {
         **os.environ,
         storage.HOME_VARIABLE: str(config.folder),
         "FLWR_HOME": str(config.folder / "flower"),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PATH": os.pathsep.join([str(own), str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
     }
 
