@@ -71,7 +71,8 @@ class Hospitals:
             one_each: Every hospital has a SuperNode of its own for the whole run: two on one would be one party.
             nodes: The SuperNode of each hospital, where it is known from its admission; implies one_each.
             reply_timeout_s: For one hospital's one answer, the start of its process included.
-            node_timeout_s: For the first SuperNode to connect; with one_each for all of them.
+            node_timeout_s: For the first SuperNode to connect; with one_each for all of them. With `nodes` not less
+                than `reply_timeout_s`.
         """
         self.names = tuple(names)
         self._one_each = one_each or nodes is not None
@@ -79,7 +80,8 @@ class Hospitals:
         self._longest_poll_s = _POLL_S[1] if nodes is None else _REMOTE_POLL_S
         self._grid = grid
         self._reply_timeout_s = reply_timeout_s
-        self._node_timeout_s = node_timeout_s
+        # Real hospitals may all be away for a while: a line that is cut ends no run sooner than a hospital that hangs.
+        self._node_timeout_s = node_timeout_s if nodes is None else max(node_timeout_s, reply_timeout_s)
         self._clock = clock
         self._sleep = sleep
 
@@ -99,6 +101,17 @@ class Hospitals:
                     "simulation look at the log of Flower's SuperLink; in a deployment start the hospitals' SuperNodes."
                 )
             self._sleep(1.0)
+
+    def wait_until_connected(self, minimum: int) -> None:
+        """Wait until so many of the hospitals are connected, or the time limit is over: whoever asks next will see.
+
+        Only where their SuperNodes are known from their admission; else return at once.
+        """
+        if not self._own_node:
+            return
+        end = self._clock() + self._node_timeout_s
+        while len(set(self._own_node.values()).intersection(self._connected())) < minimum and self._clock() < end:
+            self._sleep(self._longest_poll_s)
 
     def _find_own_nodes(self) -> set[int]:
         """Give every hospital its SuperNode, once, and return the ids of those that are connected now.

@@ -120,11 +120,15 @@ class Questions:
             self.before_repeating(number, error, attempt)
 
     def before_repeating(self, number: int, error: TooFewError, attempt: int) -> None:
-        """Say in the events that a question is asked again, and wait: longer for each `attempt`, from 0."""
+        """Say in the events that a question is asked again, and wait: longer for each `attempt`, from 0.
+
+        Real hospitals are waited for until enough are connected again.
+        """
         self._record.event(
             "round_repeated", round=number, kind=error.kind, num_replies=error.num_good, min_hospitals=error.minimum
         )
         self._sleep(BACKOFF_S * 2**attempt)
+        self._hospitals.wait_until_connected(error.minimum)
 
     def _collect(
         self,

@@ -245,3 +245,40 @@ def test_a_message_that_flower_calls_expired_is_a_reply_that_came_too_late():
     hospitals = Hospitals(Expiring(num_nodes=1), ["a"], clock=clock, sleep=clock.sleep, reply_timeout_s=40)
     (reply,) = hospitals.ask(questions(1), ArrayRecord())
     assert reply.report.reason == "no reply within 40 s" and not reply.unreachable
+
+
+class Returning(ScriptedGrid):
+    """Nodes that are away at first: each look takes one of them back in."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.looks = 0
+
+    def get_node_ids(self):
+        self.looks += 1
+        return list(super().get_node_ids())[: self.looks - 1]
+
+
+def returning(**settings) -> tuple[Returning, Hospitals, Clock]:
+    grid, clock = Returning(num_nodes=3), Clock()
+    nodes = dict(zip(["a", "b", "c"], sorted(ScriptedGrid(num_nodes=3).get_node_ids()), strict=True))
+    return grid, Hospitals(grid, ["a", "b", "c"], nodes=nodes, clock=clock, sleep=clock.sleep, **settings), clock
+
+
+def test_real_hospitals_that_are_away_are_waited_for():
+    grid, hospitals, _ = returning()
+    hospitals.wait_until_connected(2)
+    assert grid.looks == 3, "none, one, two"
+
+
+def test_they_are_waited_for_as_long_as_for_an_answer_and_no_longer():
+    _, hospitals, clock = returning(reply_timeout_s=400)
+    hospitals.wait_until_connected(4)
+    assert 400 <= clock() < 410
+
+
+def test_simulated_hospitals_are_not_waited_for():
+    grid = ScriptedGrid(num_nodes=1)
+    clock = Clock()
+    Hospitals(grid, ["a", "b", "c"], clock=clock, sleep=clock.sleep).wait_until_connected(3)
+    assert clock() == 0
