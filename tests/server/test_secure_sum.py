@@ -167,6 +167,18 @@ def test_the_head_is_solved_on_the_plain_sums_within_the_stated_step(tiny_run, s
     assert len(seen) == 2 and error < 3e-9
 
 
+def test_a_head_that_trains_itself_needs_nobodys_own_sums(tiny_run):
+    folders = [
+        run_local(tiny_run(num_rounds=1, method="two-stage", run_name=name, **settings))
+        for name, settings in (("plain", {}), ("secure", SECURE))
+    ]
+    plain, secure = (load_file(folder / "checkpoints" / "last.safetensors") for folder in folders)
+    for name in ("head.linear.weight", "head.linear.bias"):
+        np.testing.assert_allclose(secure[name], plain[name], atol=1e-3)
+    kinds = [e["kind"] for e in of(read_events(folders[1] / "events.jsonl"), "securely_summed", round=1)]
+    assert kinds == ["train", *["head"] * 11]
+
+
 # What drops out in which round, of five: the questions, and the hospitals that are in the sum.
 DROPS = {
     1: ({}, (1, 2, 3, 4, 5)),
