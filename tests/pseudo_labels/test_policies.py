@@ -2,11 +2,14 @@ import math
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from jointdiff import pseudo_label_keys
 from jointdiff.pseudo_labels import (
     POLICIES,
     Task,
+    agreed,
+    aligned,
     fixed,
     flexmatch,
     flexmatch_start,
@@ -76,6 +79,19 @@ class TestEveryPolicy:
             for s in (0.5, 6.0)
         )
         assert sure > unsure + 0.1
+
+    def test_never_waits_for_the_device(self, name, task):
+        """Tensors without values stop whatever asks for one: .item(), a branch, a mask that picks."""
+        policy = POLICIES[name]
+        state, probs, index = policy.start(task), random_probs(task, 16, 0), torch.arange(16)
+        with FakeTensorMode() as fake:
+            held = {n: fake.from_tensor(t) for n, t in state.items()}
+            probs = fake.from_tensor(probs)
+            one, other = (policy.judge(probs, held, fake.from_tensor(index), task) for _ in range(2))
+            agreed(one, other, one.weight, num_outputs=task.num_outputs, multi_label=task.multi_label)
+            aligned(probs, probs[0], probs[1], multi_label=task.multi_label)
+            with pytest.raises(DataDependentOutputException):
+                one.weight.mean().item()
 
     def test_leaves_its_inputs_as_they_were(self, name, task):
         policy = POLICIES[name]

@@ -9,7 +9,12 @@ from jointdiff.events import read_events
 from jointdiff.pseudo_label_keys import POLICIES, TEACHERS
 from simulations.local import run_local
 
-PAIRS = [(p, t) for p in POLICIES for t in TEACHERS if p != "mixture" or t == "global"]
+PAIRS = [
+    pytest.param(p, t, marks=() if p == "softmatch" or t == "global" else pytest.mark.slow)
+    for p in POLICIES
+    for t in TEACHERS
+    if p != "mixture" or t == "global"
+]
 KEPT = {"fixed": set(), "mixture": set(), "freematch": {"confidence", "class_probs"}, "flexmatch": {"settled"},
         "softmatch": {"mean", "variance"}}  # fmt: skip
 
