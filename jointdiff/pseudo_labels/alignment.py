@@ -3,7 +3,7 @@
     p'_k  ~  p_k * target_k / running mean of p_k         (ReMixMatch, Berthelot et al. 2020)
 
 ReMixMatch takes the labelled images' class shares as the target. Kept labels are as many of each class as can be, so
-they say nothing of how common a class is; the target is either assumed (`uniform`, as FreeMatch and SoftMatch do) or
+they say nothing of how common a class is; the target is either assumed (`uniform`, as SoftMatch does) or
 estimated from the unlabelled images themselves (`shares`; DARP, Kim et al. 2020, says why it must be estimated).
 """
 

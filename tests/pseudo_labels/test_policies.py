@@ -156,6 +156,12 @@ def test_flexmatch_by_hand():
     assert new["settled"][:, 0].tolist() == [0, 0, 0, 0, 1, 1, 1], "only what reaches the whole threshold settles"
 
 
+def test_flexmatch_is_no_surer_than_the_share_of_images_that_are_settled():
+    """One image on class 0 and three on none: its learning effect is 1/3, not 1."""
+    effect = learning_effect(torch.tensor([0, -1, -1, -1])[:, None], 2)
+    torch.testing.assert_close(effect, torch.tensor([[1 / 3, 0.0]]))
+
+
 def test_flexmatch_begins_with_low_thresholds_and_raises_them():
     task = Task(num_outputs=2, num_images=100, threshold=0.9)
     state, probs = flexmatch_start(task), torch.tensor([[0.95, 0.05]]).repeat(10, 1)
