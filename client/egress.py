@@ -59,8 +59,8 @@ TABLE_TOTALS = ("num_labelled", "num_unlabelled", "num_train", "num_heldout", "n
 _WITHHELD = re.compile(r"(test|heldout)(\.(calibration|confusion|output-\d{1,4}))?|num_images|num_labels|grades")
 
 _TRAINING = frozenset({
-    "loss", "loss_diffusion", "loss_class", "loss_pseudo", "pseudo_coverage", "pseudo_accuracy", "learning_rate",
-    "images_per_s",
+    "loss", "loss_diffusion", "loss_class", "loss_pseudo", "pseudo_coverage", "pseudo_confidence", "pseudo_accuracy",
+    "learning_rate", "images_per_s",
 })  # fmt: skip
 # With differential privacy no scalar may be computed from training records without noise.
 _PRIVATE_TRAINING = frozenset({

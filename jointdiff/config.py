@@ -19,6 +19,7 @@ import yaml
 
 from jointdiff import codecs, sharing
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
 
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")
@@ -126,10 +127,15 @@ class TrainingConfig:
     class_weight: float = 0.01  # w_c
     pseudo_weight: float = 0.01  # w_u
     warmup_fraction: float = 0.5  # share of the rounds with the denoising loss alone
-    pseudo_policy: str = "freematch"  # fixed | freematch | mixture (teacher global; fixed threshold on its posteriors)
-    teacher: str = "global"  # local = the model itself at every step | global = the weights sent, once a round
-    threshold: float = 0.95  # of the policies fixed and mixture
+    pseudo_policy: str = "freematch"  # fixed | freematch | flexmatch | softmatch | mixture (with teacher global alone)
+    teacher: str = (
+        "global"  # local = the model itself | global = the weights sent | local-ema | agreement = local, global
+    )
+    teacher_ema_decay: float = 0.9  # of teacher local-ema, from step to step, from the weights sent
+    alignment: str = "none"  # none | uniform = classes equally common | estimated = as common as the mixture finds them
+    threshold: float = 0.95  # of the policies fixed, flexmatch and mixture
     pseudo_start_fraction: float = 0.0  # share of the rounds before pseudo-labels join
+    pseudo_ramp_fraction: float = 0.0  # share of the rounds, from there, over which their weight rises from 0
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
@@ -449,6 +455,7 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     preset = run.preset or (own if private and own in preset_names("training") else run.method)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     _check_head(training)
+    check_pseudo_labels(training, task)
     return Config(run=run, model=model, training=training)
 
 

@@ -42,11 +42,11 @@ def pseudo_label_loss(logits: torch.Tensor, pseudo: torch.Tensor, mask: torch.Te
 
     Args:
         logits: Of the strong views, [B,K].
-        pseudo: Class [B], or 0/1 per label [B,K].
+        pseudo: Class [B] or shares of the classes [B,K]; for multi-label 0/1 or a share per label [B,K].
         mask: Weight of each pseudo-label, in [0,1]: [B], or [B,K] for multi-label.
     """
     logits = logits.float()
-    if pseudo.ndim == 1:
+    if mask.ndim == 1:
         return F.cross_entropy(logits, pseudo, reduction="none") * mask
     each = F.binary_cross_entropy_with_logits(logits, pseudo.to(logits), reduction="none")
     return (each * mask).mean(dim=1)

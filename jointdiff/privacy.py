@@ -28,16 +28,24 @@ def refuse_what_cannot_be_private(config: Config) -> None:
         ConfigError: Something does; says what, why, and what to take instead.
     """
     run, training = config.run, config.training
-    labels_for_others = training.pseudo_weight > 0 and training.pseudo_policy != "fixed"
+    pseudo = training.pseudo_weight > 0
     for wrong, what, why, instead in (
         (
             training.head != "gradient", f"head={training.head}",
             "it is solved from sums over the sites' features, which are not noised", "head: gradient",
         ),
         (
-            labels_for_others, f"pseudo-policy={training.pseudo_policy}",
+            pseudo and training.pseudo_policy != "fixed", f"pseudo-policy={training.pseudo_policy}",
             "it learns from all of a site's images together, outside the clipped and noised steps",
             "pseudo-policy: fixed",
+        ),
+        (
+            pseudo and training.alignment != "none", f"alignment={training.alignment}",
+            "it learns from all of a site's images together, outside the clipped and noised steps", "alignment: none",
+        ),
+        (
+            pseudo and training.teacher not in ("local", "global"), f"teacher={training.teacher}",
+            "it is not built for private steps", "teacher: global or local",
         ),
         (
             training.autocast == "bf16", "autocast=bf16",

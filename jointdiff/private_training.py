@@ -199,7 +199,7 @@ class JointLoss:
             if probs is None:
                 with torch.no_grad():
                     probs = self._model.probabilities(self._model.classify(weak_view(x, generator)))
-            pseudo, mask = pseudo_labels.fixed(probs, threshold=training.threshold, multi_label=self._multi_label)
+            pseudo, mask = pseudo_labels.trusted(probs, threshold=training.threshold, multi_label=self._multi_label)
             logits = self._model.classify(torch.where(known[:, None, None, None], labelled, strong))
             total = total + weights.label * losses.classification_loss(logits, labels) * known
             total = total + weights.pseudo * losses.pseudo_label_loss(logits, pseudo, mask) * ~known

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from jointdiff import diffusion, losses, pseudo_labels
+from jointdiff import diffusion, losses
 from jointdiff.augment import strong_view, weak_view
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import UNKNOWN, ImageSet
 from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
-from jointdiff.evaluation import predict
+from jointdiff.labeller import PseudoLabeller, carried_over
 from jointdiff.model import JointModel, to_network
 from jointdiff.optimizer_state import load_moments, save_moments
 from jointdiff.reproducibility import generator_for
@@ -75,11 +75,19 @@ class TermWeights:
 
 
 def term_weights(config: Config, round_number: int) -> TermWeights:
-    """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone."""
-    t = config.training
-    early = round_number <= round(t.pseudo_start_fraction * config.run.num_rounds)
-    warm = round_number <= num_warmup_rounds(config)
-    return TermWeights(t.diffusion_weight, 0.0 if warm else t.class_weight, 0.0 if warm or early else t.pseudo_weight)
+    """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone.
+
+    The pseudo-labels' weight rises linearly: in the k-th of n rounds of the ramp it is k / (n + 1) of the whole.
+    """
+    t, num_rounds = config.training, config.run.num_rounds
+    num_warm = num_warmup_rounds(config)
+    num_before = max(num_warm, round(t.pseudo_start_fraction * num_rounds))
+    ramp = (round_number - num_before) / (round(t.pseudo_ramp_fraction * num_rounds) + 1)
+    return TermWeights(
+        t.diffusion_weight,
+        t.class_weight if round_number > num_warm else 0.0,
+        t.pseudo_weight * min(1.0, max(0.0, ramp)),
+    )
 
 
 def num_warmup_rounds(config: Config) -> int:
@@ -132,15 +140,15 @@ def train_round(
     """Train in place for `local-steps` steps.
 
     Args:
-        model: Holds the weights the server sent; its head is the teacher of this round when teacher = global.
+        model: Holds the weights the server sent; with teacher = global they label the unlabelled images.
         data: The hospital's images. Its hidden labels serve one telemetry number, pseudo_accuracy, and nothing else.
         round_number: 1-based.
         hospital_index: 0-based; with the seed and the round it fixes every draw.
         state: What this function returned in the round before (optimiser moments, thresholds), or None.
 
     Returns:
-        Means over the steps (loss, loss_diffusion, loss_class, loss_pseudo, pseudo_coverage, pseudo_accuracy,
-        learning_rate, images_per_s) and the state for the next round.
+        Means over the steps (loss, loss_diffusion, loss_class, loss_pseudo, pseudo_coverage, pseudo_confidence,
+        pseudo_accuracy, learning_rate, images_per_s) and the state for the next round.
     """
     run, training = config.run, config.training
     began = time.perf_counter()
@@ -149,14 +157,9 @@ def train_round(
     sampler = _Sampler(data.train, device, generator_for(run.seed, hospital_index, round_number, "batches"))
     truth = torch.as_tensor(data.hidden_labels, device=device)
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
-    multi_label = config.model.task == "multi-label"
-    teacher = None
-    by_mixture = training.pseudo_policy == "mixture"
-    if weights.pseudo and (training.teacher == "global" or by_mixture) and len(sampler.unlabelled):
-        teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
-        if by_mixture:
-            teacher = pseudo_labels.mixture(teacher, sampler.labels, multi_label=multi_label)
-    thresholds = _load_thresholds(state, config).to(device)
+    labeller = None
+    if weights.pseudo and len(sampler.unlabelled):
+        labeller = PseudoLabeller(model, data.train, config, state=state, device=device)
 
     # Channels last: faster convolutions in fp32 on the CPU that was tried, the usual choice on a GPU.
     model.to(memory_format=torch.channels_last)
@@ -184,23 +187,21 @@ def train_round(
                 view = strong_view if training.labelled_view == "strong" else weak_view
                 views.append(view(sampler.take(index), generator))
                 labels, num_labelled = sampler.labels[index], len(index)
-            if weights.pseudo and len(sampler.unlabelled):
+            if labeller:
                 index = sampler.draw(sampler.unlabelled, round(training.unlabelled_ratio * run.batch_size))
                 x = sampler.take(index)
-                probs = teacher[index] if teacher is not None else _local_teacher(model, x, generator)
-                if training.pseudo_policy == "freematch":
-                    pseudo, mask, thresholds = pseudo_labels.freematch(probs, thresholds, multi_label=multi_label)
-                else:
-                    pseudo, mask = pseudo_labels.fixed(probs, threshold=training.threshold, multi_label=multi_label)
+                taught = labeller.label(x, index, generator)
                 views.append(strong_view(x, generator))
             # One pass for both kinds of views: GroupNorm looks at each image alone, so nothing changes but the time.
             logits = model.classify(torch.cat(views)) if views else torch.zeros(0)
             if num_labelled:
                 terms["loss_class"] = losses.classification_loss(logits[:num_labelled], labels).mean()
             if len(logits) > num_labelled:
-                terms["loss_pseudo"] = losses.pseudo_label_loss(logits[num_labelled:], pseudo, mask).mean()
-                terms["pseudo_coverage"] = mask.mean()
-                terms["_pseudo_right"] = ((pseudo == truth[index]) * mask).mean()
+                target, weight = taught.target, taught.weight
+                terms["loss_pseudo"] = losses.pseudo_label_loss(logits[num_labelled:], target, weight).mean()
+                terms["pseudo_coverage"] = weight.mean()
+                terms["pseudo_confidence"] = taught.confidence
+                terms["_pseudo_right"] = ((taught.hard() == truth[index]) * weight).mean()
         zero = torch.zeros((), device=device)
         loss = (
             weights.diffusion * terms.get("loss_diffusion", zero)
@@ -216,6 +217,8 @@ def train_round(
             if training.grad_clip:
                 torch.nn.utils.clip_grad_norm_(learned, training.grad_clip)
             optimizer.step()
+            if labeller:
+                labeller.follow()
         for name, value in terms.items():
             sums[name] = sums.get(name, zero) + value.detach()
 
@@ -226,7 +229,8 @@ def train_round(
         metrics["pseudo_accuracy"] = right / metrics["pseudo_coverage"]
     metrics["learning_rate"] = rate
     metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)
-    return metrics, _save_state(optimizer, thresholds, learned)
+    remembered = labeller.state() if labeller else carried_over(state)
+    return metrics, {**remembered, **save_moments(optimizer, learned)}
 
 
 def add_proximal_gradient(
@@ -258,24 +262,3 @@ def denoising_term(
     goal = diffusion.target(x, eps, t, alpha_bar, prediction=training.prediction)
     weight = diffusion.min_snr_weight(t, alpha_bar, gamma=training.snr_gamma, prediction=training.prediction)
     return losses.denoising_loss(model.denoise(noised, t), goal, weight)
-
-
-@torch.no_grad()
-def _local_teacher(model: JointModel, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    return model.probabilities(model.classify(weak_view(x, generator)))
-
-
-def _load_thresholds(state: State | None, config: Config) -> pseudo_labels.FreeMatchState:
-    if state is None:
-        return pseudo_labels.freematch_start(config.model.num_outputs, multi_label=config.model.task == "multi-label")
-    return pseudo_labels.FreeMatchState(state["thresholds.confidence"], state["thresholds.class_probs"])
-
-
-def _save_state(
-    optimizer: torch.optim.Optimizer, thresholds: pseudo_labels.FreeMatchState, parameters: Sequence[torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    return {
-        "thresholds.confidence": thresholds.confidence.cpu(),
-        "thresholds.class_probs": thresholds.class_probs.cpu(),
-        **save_moments(optimizer, parameters),
-    }

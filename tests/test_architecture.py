@@ -16,6 +16,14 @@ PURE = (
     "diffusion",
     "losses",
     "pseudo_labels",
+    "pseudo_labels.agreement",
+    "pseudo_labels.alignment",
+    "pseudo_labels.fixed",
+    "pseudo_labels.flexmatch",
+    "pseudo_labels.freematch",
+    "pseudo_labels.judgement",
+    "pseudo_labels.mixture",
+    "pseudo_labels.softmatch",
     "ema",
     "augment",
     "unet",
@@ -71,7 +79,8 @@ def test_the_ground_floor_imports_nothing_but_the_standard_library(name: str) ->
 def test_pure_mathematics_knows_torch_and_mathematics_only(name: str) -> None:
     rooms = (*PURE, *ON_A_MODEL, "model") if name in ON_A_MODEL else (*PURE, "metrics", "score_histogram")
     allowed = {f"jointdiff.{room}" for room in rooms}
-    for root, module in _imports(ROOT / "jointdiff" / f"{name}.py"):
+    path = ROOT / "jointdiff" / name.replace(".", "/")
+    for root, module in _imports(path / "__init__.py" if path.is_dir() else path.with_suffix(".py")):
         assert root in PURE_LIBRARIES or module in allowed, f"{name} imports {module}"
 
 

@@ -33,3 +33,12 @@ def test_pseudo_label_loss_follows_the_mask(shape):
     mask = torch.tensor([1.0, 0.5, 0.0]).view(3, *([1] * (len(shape) - 1))).expand(shape)
     loss = pseudo_label_loss(logits, pseudo, mask)
     assert loss.tolist() == [pytest.approx(math.log(2)), pytest.approx(0.5 * math.log(2)), 0.0]
+
+
+def test_a_soft_target_is_learned_by_its_shares():
+    logits = torch.tensor([[1.0, 0.0, -1.0]])
+    log_p = logits.log_softmax(dim=1)[0]
+    loss = pseudo_label_loss(logits, torch.tensor([[0.7, 0.3, 0.0]]), torch.tensor([0.5]))
+    assert loss.item() == pytest.approx(-0.5 * (0.7 * log_p[0] + 0.3 * log_p[1]).item())
+    both = pseudo_label_loss(torch.zeros(1, 2), torch.tensor([[0.7, 0.2]]), torch.ones(1, 2))
+    assert both.item() == pytest.approx(math.log(2))

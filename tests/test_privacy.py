@@ -191,6 +191,14 @@ def test_what_cannot_be_private_is_refused_with_the_reason():
             replace(config(), training=replace(config().training, pseudo_policy="mixture")),
             "pseudo-policy=mixture: it learns from all",
         ),
+        (
+            replace(config(), training=replace(config().training, alignment="uniform")),
+            "alignment=uniform: it learns from all",
+        ),
+        (
+            replace(config(), training=replace(config().training, teacher="agreement")),
+            "teacher=agreement: it is not built for private steps",
+        ),
         (replace(config(), training=replace(config().training, autocast="bf16")), "autocast=bf16"),
         (replace(config(), run=replace(run, weighting="labels")), "weighting=labels"),
     ):

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -119,14 +120,41 @@ def test_hidden_labels_change_the_telemetry_and_nothing_else():
     assert torch.equal(models[0].unet.conv_in.weight, models[1].unet.conv_in.weight)
 
 
-@pytest.mark.parametrize("teacher", ["global", "local"])
-@pytest.mark.parametrize("policy", ["fixed", "freematch"])
-def test_every_policy_and_teacher_learns_from_unlabelled_images(policy, teacher):
-    cfg = config(pseudo_policy=policy, teacher=teacher, threshold=0.5, warmup_fraction=0.0)
-    metrics, state = train(fresh(), cfg, 1)
-    assert metrics["pseudo_coverage"] > 0 and np.isfinite(metrics["loss"])
-    moved = state["thresholds.class_probs"] != 0.5
-    assert bool(moved.any()) == (policy == "freematch")
+def test_pseudo_labels_teach_and_their_state_goes_on_from_round_to_round():
+    """What a policy learned in one round is carried through a round without pseudo-labels into the next."""
+    cfg = config(pseudo_policy="freematch", teacher="local-ema", threshold=0.5, warmup_fraction=0.0)
+    model = fresh()
+    metrics, state = train(model, cfg, 1)
+    assert metrics["pseudo_coverage"] > 0 and 0.5 <= metrics["pseudo_confidence"] <= 1 and metrics["loss_pseudo"] > 0
+    assert (state["thresholds.class_probs"] != 0.5).any()
+    _, without = train(model, config(pseudo_weight=0.0, warmup_fraction=0.0), 2, state)
+    assert torch.equal(without["thresholds.class_probs"], state["thresholds.class_probs"])
+    _, going_on = train(copy.deepcopy(model), cfg, 3, without)
+    _, afresh = train(copy.deepcopy(model), cfg, 3)
+    assert not torch.equal(going_on["thresholds.confidence"], afresh["thresholds.confidence"])
+
+
+def test_the_average_of_the_weights_is_another_teacher_than_the_last_ones():
+    """With decay 0 the average is the local model to the last bit of what it teaches; with a large one it is not."""
+    moved = {}
+    for teacher, decay in (("local", 0.0), ("local-ema", 0.0), ("local-ema", 0.99)):
+        cfg = config(pseudo_policy="softmatch", teacher=teacher, teacher_ema_decay=decay, warmup_fraction=0.0,
+                     learning_rate=0.05, pseudo_weight=1.0)  # fmt: skip
+        moved[teacher, decay] = train(fresh(), cfg, 1)[0]["pseudo_confidence"]
+    assert moved["local", 0.0] == pytest.approx(moved["local-ema", 0.0], abs=1e-6)
+    assert moved["local", 0.0] != pytest.approx(moved["local-ema", 0.99], abs=1e-6)
+
+
+def test_the_ramp_raises_the_pseudo_labels_weight_linearly():
+    def ramp(**training):
+        return [term_weights(config(pseudo_weight=0.6, **training), r).pseudo for r in (1, 2, 3, 4)]
+
+    assert ramp(warmup_fraction=0.0) == [0.6] * 4, "0: as without a ramp"
+    assert ramp(warmup_fraction=0.0, pseudo_ramp_fraction=0.5) == pytest.approx([0.2, 0.4, 0.6, 0.6])
+    assert ramp(warmup_fraction=0.25, pseudo_ramp_fraction=0.25) == pytest.approx([0, 0.3, 0.6, 0.6])
+    late = {"warmup_fraction": 0.25, "pseudo_start_fraction": 0.5, "pseudo_ramp_fraction": 0.25}
+    assert ramp(**late) == pytest.approx([0, 0, 0.3, 0.6])
+    assert [term_weights(config(**late), r).label > 0 for r in (1, 2, 3, 4)] == [False, True, True, True]
 
 
 def test_a_multi_label_rgb_round_runs():

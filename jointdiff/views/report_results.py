@@ -71,7 +71,9 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
             note="mean of all hospitals, before weighting",
         ),
         line_chart("Pseudo-label coverage", _trained(run, "pseudo_coverage"), y_range=(0, 1), x_range=rounds,
-                   note="share of unlabelled images that got one"),
+                   note="share of unlabelled images that got one; of soft weights, their mean"),
+        line_chart("Pseudo-label confidence", _trained(run, "pseudo_confidence"), y_range=(0, 1), x_range=rounds,
+                   note="mean of the teacher's largest probability"),
         line_chart("Pseudo-label accuracy", _trained(run, "pseudo_accuracy"), y_range=(0, 1), x_range=rounds,
                    note="against labels hidden from training; known in simulations only"),
     ]  # fmt: skip

@@ -23,7 +23,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from jointdiff import training
+from jointdiff import labeller, teachers, training
 from jointdiff.config import Config, ModelConfig, RunConfig, resolve
 from jointdiff.data import hospital_data
 from jointdiff.model import JointModel, pool, to_network
@@ -89,6 +89,7 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
         for owner, name, part in (
             (training._Sampler, "draw", "data"), (training._Sampler, "take", "data"),
             (training, "weak_view", "augmentation"), (training, "strong_view", "augmentation"),
+            (teachers, "weak_view", "augmentation"),
             (JointModel, "denoise", "network"), (JointModel, "classify", "network"),
             (torch.Tensor, "backward", "network"), (torch.nn.utils, "clip_grad_norm_", "optimiser"),
         ):  # fmt: skip
@@ -162,7 +163,7 @@ def compare(
     config = configuration(model, model.image_size, batch_size)
     global_teacher = configuration(model, model.image_size, batch_size, teacher="global", pseudo_policy="fixed")
     seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
-    with patch.object(training, "predict", _constant_teacher):
+    with patch.object(labeller, "predict", _constant_teacher):
         for _ in range(repeats):
             for kind, run in kinds.items():
                 seconds[kind].append(statistics.median(run().steps))
