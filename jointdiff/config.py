@@ -450,9 +450,7 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     name = run.model if run.model != "auto" else _model_for(run.image_size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
-    private = run.target_epsilon > 0 or run.noise_multiplier > 0
-    own = f"{run.method}-private"
-    preset = run.preset or (own if private and own in preset_names("training") else run.method)
+    preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     _check_head(training)
     check_pseudo_labels(training, task)
@@ -469,6 +467,13 @@ def _check_head(training: TrainingConfig) -> None:
         raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
     if training.head_self_training and training.head == "gradient":
         raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
+
+
+def preset_of(run: RunConfig) -> str:
+    """Return the name or file of a run's training preset: the one that is asked for, else its method's own."""
+    private = run.target_epsilon > 0 or run.noise_multiplier > 0
+    own = f"{run.method}-private"
+    return run.preset or (own if private and own in preset_names("training") else run.method)
 
 
 def _model_for(image_size: int) -> str:

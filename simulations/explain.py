@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,7 +153,7 @@ def grade_run(
             )
             for control, part in found.items():
                 edits.setdefault((name, control), []).append(part)
-    scans = _together(chosen)
+    scans = ImageSet.together(chosen)
     judged = _judge(run, scans, referee, {key: Edits.together(parts) for key, parts in edits.items()})
     names = info_of(settings).class_names
     return _rows(run, judged, names), {
@@ -241,11 +241,6 @@ def kid_scale(scans: ImageSet, graded: ScanGrades, *, seed: int) -> dict[str, li
         "noise": grouped_kid(replace(edits, features=noise), real),
     }
     return {name: [value[0], value[1]] for name, value in found.items() if value is not None}
-
-
-def _together(parts: Sequence[ImageSet]) -> ImageSet:
-    present = [f.name for f in fields(ImageSet) if all(getattr(part, f.name) is not None for part in parts)]
-    return ImageSet(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in present})
 
 
 def _check_alike(runs: Sequence[Run]) -> None:

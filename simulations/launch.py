@@ -47,6 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         0 for a run that finished; else the error's exit code, or 128 + the signal that stopped it.
     """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if arguments[:1] == ["study"]:
+        from simulations import study
+
+        return study.main(arguments[1:])
     options = _parser().parse_args(arguments)
     started = time.monotonic()
     run: RunConfig | None = None
@@ -95,7 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jointdiff-simulate",
         description="Train several hospitals together on this machine, and write the report.",
-        epilog="The keys are described in simulations/3_hospitals/README.md.",
+        epilog="The keys are described in simulations/3_hospitals/README.md. `jointdiff-simulate study FILE` runs a "
+        "whole study: methods by settings, numbers of labels and draws (docs/researcher.md).",
     )
     parser.add_argument(
         "simulation",

@@ -59,10 +59,11 @@ def of_this_machine(device: str, num_hospitals: int) -> Resources:
     import torch
 
     num_gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    return choose(device, num_hospitals, num_cpus=_num_cpus(), num_gpus=num_gpus, free_bytes=_free_bytes())
+    return choose(device, num_hospitals, num_cpus=num_cpus(), num_gpus=num_gpus, free_bytes=_free_bytes())
 
 
-def _num_cpus() -> int:
+def num_cpus() -> int:
+    """Return how many processors this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

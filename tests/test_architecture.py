@@ -31,6 +31,7 @@ PURE = (
     "fixed_point",
     "quorum",
     "regions",
+    "paired",
 )
 ON_A_MODEL = ("sampling", "counterfactual")  # as pure, but they are handed the network and may name its type
 PURE_LIBRARIES = {"torch", "numpy", "math", "__future__", "collections", "dataclasses", "functools", "itertools"}
@@ -46,7 +47,7 @@ ONLY_IN = {
     "ray": (),
     "fastapi": ("client/dashboard.py", "server/dashboard.py"),
     "uvicorn": ("client/dashboard.py", "server/dashboard.py"),
-    "sklearn": ("simulations/compare.py",),  # a development tool: the baseline on pixels
+    "sklearn": ("simulations/pixels.py",),  # a development tool: the baseline on pixels
 }
 
 

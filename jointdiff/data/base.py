@@ -5,6 +5,7 @@ Shapes: N images, H x W pixels, C channels (1 grey, 3 RGB), L labels of a multi-
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -60,6 +61,12 @@ class ImageSet:
         """Return the images at `indices` (integers [M], any order), in that order."""
         present = [f.name for f in fields(self) if getattr(self, f.name) is not None]
         return ImageSet(**{name: getattr(self, name)[indices] for name in present})
+
+    @classmethod
+    def together(cls, parts: Sequence[ImageSet]) -> ImageSet:
+        """Return the images of all parts, in their order, with what is known in every part."""
+        present = [f.name for f in fields(cls) if all(getattr(part, f.name) is not None for part in parts)]
+        return cls(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in present})
 
     @property
     def labelled(self) -> np.ndarray:

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import yaml
 
-from simulations.compare import Row, half_width_95, main, parse_seeds, table
+from jointdiff.paired import half_width_95
+from simulations.compare import Row, main, table
+from simulations.strict import parse_numbers
 
 ROWS = [
     Row("joint", 0, 0.90, 0.8, 400, 10.0), Row("supervised", 0, 0.80, 0.7, 400, 5.0),
@@ -29,14 +31,14 @@ def test_the_table_pairs_draws_and_stands_in_its_columns():
     assert got["split-seed"] == ["joint", "supervised"]
     assert got["0"] == ["0.900", "0.800"] and "2" not in got
     assert got["**mean (sd)**"] == ["0.920 (0.028)", "0.800 (0.000)"]
-    assert got["joint minus it, 95%"] == ["", "+0.120 +- 0.254"]  # t(1) = 12.71, sd .0283 over sqrt(2)
+    assert got["joint minus it, 95%"] == ["", "+0.120 +- 0.254"]  # t(1) = 12.706, sd .0283 over sqrt(2)
     assert got["steps per hospital"] == ["400", "400"]
 
 
 def test_the_interval_is_students_and_unknown_for_one_draw():
     assert half_width_95([0.5]) == math.inf
     values = np.random.default_rng(0).normal(size=10)
-    assert half_width_95(values) == pytest.approx(2.26 * values.std(ddof=1) / math.sqrt(10))
+    assert half_width_95(values) == pytest.approx(2.262157163 * values.std(ddof=1) / math.sqrt(10))
 
 
 @pytest.fixture
@@ -120,4 +122,4 @@ def test_bad_requests_are_one_line(compare):
     ):
         code, _, error = compare(*arguments)
         assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
-    assert parse_seeds("3,5-6") == [3, 5, 6]
+    assert parse_numbers("3,5-6", "--split-seeds") == [3, 5, 6]
