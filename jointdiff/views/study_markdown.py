@@ -53,7 +53,7 @@ def _tables(rows: Sequence[StudyRow], design: Design, metric: str) -> list[str]:
     for cell in cells(rows, design, metric):
         head, body = words.columns(cell, design.reference)
         title = f"**{text(cell.setting)}, {words.labels(cell.num_labels)}: {words.METRIC_NAMES[metric]}**"
-        parts.append(f"{title}\n\n{table([text(c) for c in head], [[text(c) for c in line] for line in body])}")
+        parts.append(f"{title}\n\n{table([text(c) for c in head], [[text(line[0]), *line[1:]] for line in body])}")
     return parts
 
 

@@ -1,0 +1,151 @@
+"""A study from its file to its page, with real runs in real processes: once, again, interrupted, and with a failure."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from jointdiff.processes import descendants
+from simulations.launch import main
+
+ROOT = Path(__file__).parents[2]
+FAILING = 2
+
+
+@pytest.fixture
+def study(tiny_run, tmp_path: Path):
+    """A function that writes a tiny study's file and returns the arguments that run it."""
+    run = tiny_run()
+    base = {
+        "dataset": run.dataset, "image-size": 16, "model": run.model, "num-rounds": 1, "local-steps": 1, "batch-size": 4,
+        "device": "cpu", "explain": 0, "min-hospitals": 1,
+    }  # fmt: skip
+
+    def make(base_changes: dict[str, Any] | None = None, **changes: Any) -> list[str]:
+        tree = {
+            "name": "tiny", "base": {**base, **(base_changes or {})}, "workers": 1, "num-labels": [12],
+            "methods": {"joint": None, "sup": "supervised", "pixels": None},
+            **{key.replace("_", "-"): value for key, value in changes.items()},
+        }  # fmt: skip
+        (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        return ["study", str(tmp_path / "tiny.yaml"), "--home", str(tmp_path / "home")]
+
+    return make
+
+
+def results(tmp_path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader((tmp_path / "home" / "studies" / "tiny" / "results.csv").open()))
+
+
+def test_a_study_runs_names_what_fails_and_repeats_nothing(study, tmp_path, capsys, monkeypatch):
+    # Draw 0 can be dealt, draw 2 leaves a hospital without images: found out in the middle.
+    arguments = study(
+        {"partition": "dirichlet:0.3"}, split_seeds=[0, FAILING], local_only="sup", centralised="sup",
+        bounds={"lower": "sup", "upper": "sup"},
+    )  # fmt: skip
+    assert main([*arguments, "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert "16 runs, 1 at a time" in listed and listed.count("to do ") == 16 and "time left not known yet" in listed
+    assert not (tmp_path / "home" / "studies").exists() and not (tmp_path / "home" / "runs").exists()
+
+    assert main(arguments) == 5
+    out, error = capsys.readouterr()
+    rows = results(tmp_path)
+    assert [row["status"] for row in rows] == ["finished"] * 8 + ["failed"] * 8
+    assert {row["split_seed"] for row in rows if row["status"] == "failed"} == {str(FAILING)}
+    assert all("leaves hospital-" in row["reason"] for row in rows[8:]) and "8 of 16 runs failed: " in error
+    assert "[16/16]" in out and rows[-1]["run"] in out
+    done = {(r["method"], r["place"], r["hospital"], r["num_labels"]): r for r in rows[:8]}
+    for key, steps in {("sup", "federated", "0", "12"): "1", ("sup", "centralised", "0", "12"): "3",
+                       ("sup", "local-only", "2", "12"): "1", ("pixels", "federated", "0", "12"): "0"}.items():  # fmt: skip
+        assert done[key]["steps"] == steps and 0 <= float(done[key]["auc"]) <= 1 and float(done[key]["log_loss"]) > 0
+    folder = tmp_path / "home" / "studies" / "tiny"
+    assert yaml.safe_load((folder / "study.yaml").read_text())["methods"]["sup"]["training"]["class-weight"] == 1.0
+    assert (
+        "8 failed" in (folder / "index.html").read_text() and "leaves hospital-" in (folder / "tables.md").read_text()
+    )
+    assert not list((tmp_path / "home" / "runs").glob("*/state")), "a finished run needs no state to resume"
+
+    monkeypatch.setattr("simulations.study_running.carry_out_all", lambda jobs, *_, **__: pytest.fail(str(jobs)))
+    again = study(
+        {"partition": "dirichlet:0.3"}, local_only="sup", centralised="sup", bounds={"lower": "sup", "upper": "sup"}
+    )
+    assert main(again) == 0
+    assert [r["auc"] for r in results(tmp_path)] == [r["auc"] for r in rows[:8]]
+
+
+def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path, capsys):
+    arguments = study({"num-rounds": 40, "local-steps": 4}, methods={"joint": None})
+    command = [sys.executable, "-m", "simulations.launch", *arguments]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = tmp_path / "home" / "runs"
+    deadline = time.monotonic() + 200
+    while not list(runs.glob("*/state/round-0002.safetensors")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    below = descendants(process.pid)
+    assert below
+    busy = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert busy.returncode == 5 and "is running already" in busy.stderr
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 130 and "To carry it on, the same command again" in error and "Traceback" not in error
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in below)
+    (row,) = results(tmp_path)
+    assert row["status"] == "waiting"
+    capsys.readouterr()
+    assert main(arguments) == 0
+    (diary,) = runs.glob("*/events.jsonl")
+    assert '"run_resumed", "round": 0' not in diary.read_text() and '"event": "run_resumed"' in diary.read_text()
+    assert results(tmp_path)[0]["status"] == "finished"
+
+
+def test_a_worker_that_dies_costs_its_own_run(study, tmp_path, monkeypatch):
+    from simulations.study_file import read_study
+    from simulations.study_plan import plan
+    from simulations.study_workers import carry_out_all
+
+    arguments = study({"num-rounds": 500}, methods={"joint": None, "pixels": None})
+    jobs = plan(read_study(Path(arguments[1])), tmp_path / "home")
+    killed = []
+
+    def idle(going_on: dict[str, str]) -> None:
+        if not killed and any(how.startswith("round") for how in going_on.values()):
+            killed.extend(
+                pid for pid in descendants(os.getpid()) if "spawn_main" in Path(f"/proc/{pid}/cmdline").read_text()
+            )
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    outcomes = list(carry_out_all(jobs, tmp_path / "s", 1, idle=idle))
+    assert [outcome.result is not None for outcome in outcomes] == [False, True]
+    assert outcomes[0].reason.startswith("its process died (signal 9, perhaps for want of memory")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"metods": {}}, "Unknown key 'metods'"),
+        ({"methods": {"joint": "jont"}}, "did you mean 'joint'?"),
+        ({"settings": {"odd": {"strategy": "krum"}}}, "setting 'odd' with method 'joint': strategy=krum"),
+    ],
+)
+def test_a_mistake_ends_a_study_before_anything_runs(study, tmp_path, capsys, change, message):
+    assert main(study(**change)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "home" / "runs").exists()
+
+
+def test_a_study_that_is_not_there_is_offered_by_name(capsys):
+    assert main(["study", "dmo"]) == 2
+    assert "There is no study file 'dmo'. Shipped with it: did you mean 'demo'?" in capsys.readouterr().err
