@@ -99,7 +99,7 @@ class Line:
     def label(self) -> str:
         """What tables call it."""
         place = f", {self.place}" if self.place != FEDERATED else ""
-        which = f" ({self.which} hospital)" if self.which else ""
+        which = f", {self.which}" if self.which else ""
         bound = {"lower": " (labelled only)", "upper": ", all labels"}.get(self.bound, "")
         return f"{self.method}{bound}{place}{which}"
 

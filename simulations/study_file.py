@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.views.study_words import UNNAMED
 from simulations.baselines import CENTRALISED_STEPS, TOTAL
 from simulations.method_choice import PIXELS, Method, check_method, check_run_keys, parse_method
 from simulations.strict import known_keys, mapping, numbers, one_of, read_yaml, short_name
@@ -98,7 +99,7 @@ def parse_study(
     check_run_keys(base, f"base in {where}")
     settings = {
         short_name(key, f"settings in {where}"): _with_paths(mapping(value, f"setting '{key}' in {where}"), folder)
-        for key, value in mapping(tree.get("settings") or {"default": {}}, f"settings in {where}").items()
+        for key, value in mapping(tree.get("settings") or {UNNAMED: {}}, f"settings in {where}").items()
     }
     for key, value in settings.items():
         check_run_keys(value, f"setting '{key}' in {where}")

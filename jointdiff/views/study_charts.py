@@ -11,9 +11,9 @@ from jointdiff.views.markup import Html, element, join
 
 WIDTH = 460
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 270, 52, 14, 12, 40
-_ROW, _NAMES, _VALUES = 26, 150, 118  # of the plot with a row per method: height; widths of the words beside it
+_ROW, _NAMES, _VALUES = 26, 172, 112  # of the plot with a row per method: height; widths of the words beside it
 _DASHES = (None, "7 3", "2 3", "9 3 2 3", "5 5", "12 4")
-_LETTERS = 24  # of a name, before it is cut
+_LETTERS = 27  # of a name, before it is cut
 
 
 @dataclass(frozen=True)

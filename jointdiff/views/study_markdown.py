@@ -52,7 +52,7 @@ def _tables(rows: Sequence[StudyRow], design: Design, metric: str) -> list[str]:
     parts = []
     for cell in cells(rows, design, metric):
         head, body = words.columns(cell, design.reference)
-        title = f"**{text(cell.setting)}, {words.labels(cell.num_labels)}: {words.METRIC_NAMES[metric]}**"
+        title = f"**{text(words.title(cell.setting, cell.num_labels))}: {words.METRIC_NAMES[metric]}**"
         parts.append(f"{title}\n\n{table([text(c) for c in head], [[text(line[0]), *line[1:]] for line in body])}")
     return parts
 
@@ -61,7 +61,7 @@ def _settings(rows: Sequence[StudyRow], design: Design) -> list[str]:
     parts = []
     for cell in against_first_setting(rows, design):
         body = [[text(line.method), words.signed(line.difference)] for line in cell.lines]
-        title = f"**{text(cell.setting)}, {words.labels(cell.num_labels)}**"
+        title = f"**{text(words.title(cell.setting, cell.num_labels))}**"
         parts.append(f"{title}\n\n{table(['method', 'AUC: minus the first setting, 95%'], body)}")
     return parts
 
@@ -73,7 +73,7 @@ def _draws(rows: Sequence[StudyRow], design: Design) -> list[str]:
             head, body = draw_table(rows, setting, count)
             if body:
                 shown = table([text(c) for c in head], [[text(c) for c in line] for line in body])
-                parts.append(f"**{text(setting)}, {words.labels(count)}**\n\n{shown}")
+                parts.append(f"**{text(words.title(setting, count))}**\n\n{shown}")
     return parts
 
 

@@ -26,6 +26,8 @@ from jointdiff.views.markup import Child, Html, banner, element, headline, page,
 from jointdiff.views.study_charts import Curve, Dot, dot_chart, labels_chart
 from jointdiff.views.study_markdown import draw_table
 
+_STYLE = ".charts > figure:only-child { max-width: 36rem; }"
+
 
 def study_page(rows: Sequence[StudyRow], design: Design, facts: StudyFacts) -> Html:
     """Return the whole page."""
@@ -33,7 +35,7 @@ def study_page(rows: Sequence[StudyRow], design: Design, facts: StudyFacts) -> H
     several = len(design.num_labels) > 1
     contents: list[tuple[str, str, Child]] = [
         ("labels", "AUC by number of labels" if several else "AUC by method", _curves(by_auc, design)),
-        ("pairs", f"{design.reference} against every other row, in pairs", _pairs(by_auc, design)),
+        ("pairs", f"In pairs: {design.reference} against every other row", _pairs(by_auc, design)),
         ("gap", "How much of the gap to all labels is recovered", _gaps(by_auc)),
         ("tables", f"On the {words.split_name(facts)} images", [_tables(by_auc, design, "auc")]),
         ("other", "Other metrics", _other_metrics(rows, design)),
@@ -57,6 +59,7 @@ def study_page(rows: Sequence[StudyRow], design: Design, facts: StudyFacts) -> H
         _headline(rows, by_auc, design),
         element("nav", [element("a", title, href=f"#{anchor}") for anchor, title, _ in shown], aria_label="Sections"),
         [element("section", element("h2", title), content, id=anchor) for anchor, title, content in shown],
+        style=_STYLE,
     )
 
 
@@ -138,7 +141,7 @@ def _is_reference(line: Line, design: Design) -> bool:
 
 
 def _title(cell: Cell) -> str:
-    return f"{cell.setting}, {words.labels(cell.num_labels)}"
+    return words.title(cell.setting, cell.num_labels)
 
 
 def _pairs(by_auc: Sequence[Cell], design: Design) -> Child:
@@ -203,7 +206,7 @@ def _draws(rows: Sequence[StudyRow], design: Design) -> Child:
         for count in dict.fromkeys((*design.num_labels, 0)):
             head, body = draw_table(rows, setting, count)
             if body:
-                name = f"{setting}, {words.labels(count)}"
+                name = words.title(setting, count)
                 parts.append(element("details", element("summary", f"{name}: AUC of every run"), table(head, body)))
     return parts
 

@@ -8,6 +8,7 @@ from jointdiff.paired import Interval
 from jointdiff.study_summary import CENTRALISED, LOCAL_ONLY, Cell, Line, StudyFacts
 from jointdiff.views.format import MISSING, duration, number, percent
 
+UNNAMED = "default"
 METRIC_NAMES = {
     "auc": "AUC",
     "balanced_accuracy": "balanced accuracy",
@@ -23,6 +24,15 @@ def labels(count: int) -> str:
     ('12 labels', 'all labels')
     """
     return f"{count} labels" if count else "all labels"
+
+
+def title(setting: str, count: int) -> str:
+    """Return the name of a table; the only setting of a study that names none goes unnamed.
+
+    >>> title("iid", 12), title("default", 6)
+    ('iid, 12 labels', '6 labels')
+    """
+    return labels(count) if setting == UNNAMED else f"{setting}, {labels(count)}"
 
 
 def split_name(facts: StudyFacts) -> str:
@@ -135,8 +145,8 @@ def what_is_equal(facts: StudyFacts, places: Sequence[str]) -> list[str]:
     if LOCAL_ONLY in places:
         lines.append(
             "Local-only: every hospital on its own share and its own kept labels, as many steps as in the federation, "
-            "measured on the evaluation images of all hospitals. `best` takes, draw by draw, the hospital that turned "
-            "out best on these images, which nobody could have known: it flatters local-only."
+            "measured on the evaluation images of all hospitals: `mean` over the hospitals; `best` takes, draw by draw, "
+            "the hospital that turned out best on these images, which nobody could have known: it flatters local-only."
         )
     lines.append(
         "Gap recovered: (mean of the method - mean of labelled-only) / (mean with all labels - mean of labelled-only) "
