@@ -145,8 +145,9 @@ def what_is_equal(facts: StudyFacts, places: Sequence[str]) -> list[str]:
     if LOCAL_ONLY in places:
         lines.append(
             "Local-only: every hospital on its own share and its own kept labels, as many steps as in the federation, "
-            "measured on the evaluation images of all hospitals: `mean` over the hospitals; `best` takes, draw by draw, "
-            "the hospital that turned out best on these images, which nobody could have known: it flatters local-only."
+            "measured on the evaluation images of all hospitals: `mean` over the hospitals; `best` takes, draw by "
+            "draw, the hospital that turned out best on these images, which nobody could have known: it flatters "
+            "local-only."
         )
     lines.append(
         "Gap recovered: (mean of the method - mean of labelled-only) / (mean with all labels - mean of labelled-only) "
