@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from jointdiff import storage
+from jointdiff.events import read_events
 from jointdiff.processes import descendants, is_alive
 from simulations.launch import main
 
@@ -86,19 +88,17 @@ def test_a_study_runs_names_what_fails_and_repeats_nothing(study, tmp_path, caps
     assert [r["auc"] for r in results(tmp_path)] == [r["auc"] for r in rows[:8]]
 
 
-def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path, capsys):
-    arguments = study({"num-rounds": 40, "local-steps": 4}, methods={"joint": None})
+def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path):
+    arguments = study({"num-rounds": 12, "local-steps": 4}, methods={"joint": None})
     command = [sys.executable, "-m", "simulations.launch", *arguments]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     runs = tmp_path / "home" / "runs"
     deadline = time.monotonic() + 200
-    while not list(runs.glob("*/state/round-0002.safetensors")):
+    while not list(runs.glob("tiny-*/state/round-0002.safetensors")):
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.05)
+        time.sleep(0.02)
     below = descendants(process.pid)
     assert below
-    busy = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert busy.returncode == 5 and "is running already" in busy.stderr
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=100)
     assert process.returncode == 130 and "To carry it on, the same command again" in error and "Traceback" not in error
@@ -108,13 +108,22 @@ def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path, cap
         time.sleep(0.1)
     (row,) = results(tmp_path)
     assert row["status"] == "waiting"
-    capsys.readouterr()
     assert main(arguments) == 0
-    (diary,) = runs.glob("*/events.jsonl")
-    assert '"run_resumed", "round": 0' not in diary.read_text() and '"event": "run_resumed"' in diary.read_text()
+    (diary,) = runs.glob("tiny-*/events.jsonl")
+    resumed = [event["round"] for event in read_events(diary) if event["event"] == "run_resumed"]
+    assert len(resumed) == 1 and resumed[0] >= 2, "it goes on after its last complete round"
     assert results(tmp_path)[0]["status"] == "finished"
 
 
+def test_two_processes_do_not_run_one_study(study, tmp_path, capsys):
+    folder = tmp_path / "home" / "studies" / "tiny"
+    folder.mkdir(parents=True)
+    with storage.run_locked(folder):
+        assert main(study(methods={"pixels": None})) == 5
+    assert "is running already, in another process" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_run(study, tmp_path, monkeypatch):
     from simulations.study_file import read_study
     from simulations.study_plan import plan
