@@ -9,6 +9,7 @@ MAX_CHARACTERS of plain words is in the threat model.
 from __future__ import annotations
 
 import builtins
+import os
 import re
 
 import torch
@@ -71,6 +72,8 @@ def safe_reason(error: BaseException) -> str:
     'ValueError (the details are in the log of the site)'
     >>> safe_reason(type("JaneDoe", (ValueError,), {})())
     'an error (the details are in the log of the site)'
+    >>> safe_reason(OSError(28, "what somebody wrote here"))
+    'No space left on device (the details are in the log of the site)'
     """
     text = " ".join(str(error).split())
     if isinstance(error, JointDiffError) and text:
@@ -78,4 +81,6 @@ def safe_reason(error: BaseException) -> str:
         if may_travel(shortened):
             return shortened
     name = type(error).__name__ if type(error) in _KNOWN else "an error"
+    if isinstance(error, OSError) and error.errno and may_travel(os.strerror(error.errno)):
+        name = os.strerror(error.errno)  # the system's own words, whatever the exception says
     return f"{name} (the details are in the log of the site)"

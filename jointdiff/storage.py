@@ -105,6 +105,10 @@ def _point_latest(folder: Path) -> None:
         fresh.unlink(missing_ok=True)
 
 
+# safetensors says so in an exception of its own where the disk is full.
+_FOREIGN_ERROR = re.compile(r"I/O error: .*\(os error (\d+)\)$")
+
+
 @contextlib.contextmanager
 def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
     """Give a temporary path beside `path`; when the block ends well it becomes `path`, in one step and durably.
@@ -113,6 +117,9 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
 
     Args:
         private: Readable by its owner alone, at every moment.
+
+    Raises:
+        OSError: The disk is full, or the like; whatever the block raises besides.
     """
     path = Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,8 +132,10 @@ def atomic_path(path: Path, *, private: bool = False) -> Iterator[Path]:
             os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600: a report should be as readable as any file
         _sync(temporary)
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if number := _FOREIGN_ERROR.search(str(error)):
+            raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
         raise
     _sync(path.parent)
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from jointdiff import storage
 from jointdiff.errors import RunError
@@ -32,6 +34,14 @@ def test_a_failure_leaves_the_old_file_and_no_rubbish(
         storage.write_atomic(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["f"]
+
+
+def test_a_full_disk_is_named_as_the_system_names_it_whoever_wrote(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    with pytest.raises(OSError, match="No space left on device") as caught, storage.atomic_path(path):
+        save_file({"w": np.zeros(10)}, "/dev/full")
+    assert caught.value.errno == errno.ENOSPC
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_interrupted_writer_leaves_the_old_file(tmp_path: Path) -> None:
