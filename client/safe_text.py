@@ -81,6 +81,6 @@ def safe_reason(error: BaseException) -> str:
         if may_travel(shortened):
             return shortened
     name = type(error).__name__ if type(error) in _KNOWN else "an error"
-    if isinstance(error, OSError) and error.errno and may_travel(os.strerror(error.errno)):
+    if type(error) is OSError and error.errno and may_travel(os.strerror(error.errno)):
         name = os.strerror(error.errno)  # the system's own words, whatever the exception says
     return f"{name} (the details are in the log of the site)"
