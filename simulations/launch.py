@@ -49,9 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     if arguments[:1] == ["study"]:
-        from simulations import study
+        from simulations.study import command
 
-        return study.main(arguments[1:])
+        return command.main(arguments[1:])
     options = _parser().parse_args(arguments)
     started = time.monotonic()
     run: RunConfig | None = None

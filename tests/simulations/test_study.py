@@ -80,7 +80,7 @@ def test_a_study_runs_names_what_fails_and_repeats_nothing(study, tmp_path, caps
     )
     assert not list((tmp_path / "home" / "runs").glob("*/state")), "a finished run needs no state to resume"
 
-    monkeypatch.setattr("simulations.study_running.carry_out_all", lambda jobs, *_, **__: pytest.fail(str(jobs)))
+    monkeypatch.setattr("simulations.study.running.carry_out_all", lambda jobs, *_, **__: pytest.fail(str(jobs)))
     again = study(
         {"partition": "dirichlet:0.3"}, local_only="sup", centralised="sup", bounds={"lower": "sup", "upper": "sup"}
     )
@@ -125,9 +125,9 @@ def test_two_processes_do_not_run_one_study(study, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_worker_that_dies_costs_its_own_run(study, tmp_path, monkeypatch):
-    from simulations.study_file import read_study
-    from simulations.study_plan import plan
-    from simulations.study_workers import carry_out_all
+    from simulations.study.file import read_study
+    from simulations.study.plan import plan
+    from simulations.study.workers import carry_out_all
 
     arguments = study({"num-rounds": 500}, methods={"joint": None, "pixels": None})
     jobs = plan(read_study(Path(arguments[1])), tmp_path / "home")

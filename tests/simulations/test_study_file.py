@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from jointdiff.errors import ConfigError
-from simulations.study_file import parse_study, read_study
+from simulations.study.file import parse_study, read_study
 
 GOOD: dict[str, Any] = {
     "name": "s",
@@ -94,6 +94,6 @@ def test_relative_paths_begin_at_the_file_and_overrides_win(tmp_path: Path):
 
 @pytest.mark.parametrize("name", ["demo", "pneumoniamnist"])
 def test_shipped_studies_can_be_read(name: str):
-    from simulations.study import find_study
+    from simulations.study.command import find_study
 
     assert read_study(find_study(name)).name == name

@@ -12,8 +12,8 @@ from jointdiff.data import hospital_data
 from jointdiff.errors import ConfigError
 from jointdiff.study_summary import CENTRALISED, FEDERATED, LOCAL_ONLY
 from simulations.baselines import alone, centralised, pooled_data
-from simulations.study_file import parse_study
-from simulations.study_plan import PlannedRun, check, plan, undecided
+from simulations.study.file import parse_study
+from simulations.study.plan import PlannedRun, check, plan, undecided
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from simulations import baselines
 from simulations.method_choice import PIXELS, Method, with_method
 from simulations.named_run import fingerprint, resolved
 from simulations.pixels import check_pixels
-from simulations.study_file import FLWR, Study
+from simulations.study.file import FLWR, Study
 
 _MAX_NAME = 80  # of a run, as jointdiff.storage has it
 

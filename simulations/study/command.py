@@ -19,10 +19,10 @@ from jointdiff.command_line import exit_code_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.overrides import parse_overrides
 from simulations.resources import num_cpus
-from simulations.study_file import FLWR, read_study
-from simulations.study_running import Running
+from simulations.study.file import FLWR, read_study
+from simulations.study.running import Running
 
-_STUDIES = Path(__file__).parent / "studies"
+_STUDIES = Path(__file__).parents[1] / "studies"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

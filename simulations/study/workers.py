@@ -21,7 +21,7 @@ from jointdiff import storage
 from jointdiff.errors import JointDiffError
 from jointdiff.processes import end_processes, end_with_parent
 from simulations.named_run import Result
-from simulations.study_plan import PlannedRun
+from simulations.study.plan import PlannedRun
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 _LOOK_S = 1.0  # between two calls of `idle`
@@ -168,7 +168,7 @@ def _work(pipe: Connection, parent: int) -> None:
     import torch
 
     from jointdiff.record import reason_of
-    from simulations.study_jobs import carry_out
+    from simulations.study.jobs import carry_out
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 

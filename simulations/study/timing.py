@@ -14,7 +14,7 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.errors import JointDiffError
 from jointdiff.study_summary import FINISHED
 from simulations import named_run
-from simulations.study_plan import PlannedRun
+from simulations.study.plan import PlannedRun
 
 _MAX_RUNS = 200  # the newest of a home that are looked at
 

@@ -18,7 +18,7 @@ from simulations import baselines
 from simulations.method_choice import PIXELS
 from simulations.named_run import Result, run_named
 from simulations.pixels import run_pixels
-from simulations.study_plan import PlannedRun, runner_of_flower
+from simulations.study.plan import PlannedRun, runner_of_flower
 
 Listener = Callable[[dict[str, Any]], None]
 _LAST_LINES = 3  # of a simulation's log, where it fails

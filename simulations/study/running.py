@@ -13,12 +13,13 @@ from jointdiff.errors import JointDiffError, RunError
 from jointdiff.study_summary import FAILED, FEDERATED, FINISHED, WAITING, Design, StudyFacts, StudyRow
 from jointdiff.views.format import duration, number
 from jointdiff.views.study_markdown import main_table
-from simulations import named_run, study_files, study_timing
+from simulations import named_run
 from simulations.method_choice import PIXELS
-from simulations.study_file import Study
-from simulations.study_jobs import carry_out, finished_row, waiting_row
-from simulations.study_plan import PlannedRun, check, design_of, plan, resolved_study, undecided
-from simulations.study_workers import Outcome, carry_out_all
+from simulations.study import results, timing
+from simulations.study.file import Study
+from simulations.study.jobs import carry_out, finished_row, waiting_row
+from simulations.study.plan import PlannedRun, check, design_of, plan, resolved_study, undecided
+from simulations.study.workers import Outcome, carry_out_all
 
 _WRITE_S = 20.0  # between two writings of the tables while runs go on
 _TELL_S = 60.0  # between two lines of what is going on, where nothing ends
@@ -30,7 +31,7 @@ class Running:
     def __init__(self, study: Study, home: Path, workers: int) -> None:
         self.study, self.home, self.workers = study, home, workers
         self.folder = home / "studies" / study.name
-        self.decided = study_files.read_decided(self.folder)
+        self.decided = results.read_decided(self.folder)
         self.planned: dict[str, PlannedRun] = {}  # by the run's name
         self._written, self._told = 0.0, time.monotonic()
 
@@ -39,7 +40,7 @@ class Running:
         planned = plan(self.study, self.home, local_steps=self.decided)
         check(planned)
         self.planned = {one.row.run: self.planned.get(one.row.run) or self._found(one) for one in planned}
-        self.timings = study_timing.learn(self.planned.values(), self.home)
+        self.timings = timing.learn(self.planned.values(), self.home)
 
     def _found(self, one: PlannedRun) -> PlannedRun:
         if one.kind == PIXELS:
@@ -94,7 +95,7 @@ class Running:
         Raises:
             RunError: At least one run failed; names them.
         """
-        study_files.write_study(self.folder, resolved_study(self.study, self.decided))
+        results.write_study(self.folder, resolved_study(self.study, self.decided))
         print(
             f"Study {self.study.name}: {len(self.planned)} runs, {len(self.of(FINISHED))} have finished before, "
             f"{self.workers} at a time; {self._left()}."
@@ -162,8 +163,8 @@ class Running:
                 new[method, setting, count] = max(1, round(local_steps * other / own))
         if new:
             self.decided |= new
-            study_files.write_decided(self.folder, self.decided)
-            study_files.write_study(self.folder, resolved_study(self.study, self.decided))
+            results.write_decided(self.folder, self.decided)
+            results.write_study(self.folder, resolved_study(self.study, self.decided))
         return bool(new)
 
     def _seconds(self, setting: str, method: str, count: int) -> float | None:
@@ -187,7 +188,7 @@ class Running:
         """Write results.csv, tables.md and the page, unless that was done a moment ago."""
         if force or time.monotonic() - self._written > _WRITE_S:
             self._written = time.monotonic()
-            return study_files.write_results(self.folder, self._rows(), self._design(), self._facts())
+            return results.write_results(self.folder, self._rows(), self._design(), self._facts())
         return self.folder / "index.html"
 
     def _rows(self) -> list[StudyRow]:
