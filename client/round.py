@@ -21,6 +21,7 @@ from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
 from jointdiff import codecs, protocol
+from jointdiff.aggregation_rules import by_labels
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data, info_of
 from jointdiff.data.base import class_counts
@@ -214,10 +215,10 @@ class Site:
         minimum, train = self.policy.min_cell_count, self.data.train
         if is_small(len(train), minimum):
             raise RefusedError(f"This site has fewer training images than its min-cell-count of {minimum}.")
-        if self.config.run.weighting == "labels" and is_small(train.num_labelled, minimum):
+        if (asked := by_labels(self.config.run)) and is_small(train.num_labelled, minimum):
             raise RefusedError(
-                "weighting=labels asks for a number of labels that this site withholds: it is below its min-cell-count "
-                f"of {minimum}. Take weighting=images or equal."
+                f"{asked} asks for a number of labels that this site withholds: it is below its min-cell-count of "
+                f"{minimum}. Take images or equal."
             )
 
 

@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from jointdiff import codecs, sharing
+from jointdiff import aggregation_rules, codecs, sharing
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
@@ -25,7 +25,6 @@ from jointdiff.quorum import MIN_HOSPITALS, threshold
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
-WEIGHTINGS = ("images", "labels", "equal")
 EVAL_SPLITS = ("test", "val")
 TASKS = ("multi-class", "multi-label")
 SITES = "sites"
@@ -55,7 +54,9 @@ class RunConfig:
     local_steps: int = 30  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
     strategy: str = "fedavg"  # fedavg | fedprox | fedadam | fedyogi | trimmed-mean | median | krum | multi-krum
-    weighting: str = "images"  # a hospital's weight in the mean: images | labels | equal; robust rules take all alike
+    weighting: str = "images"  # a hospital's weight in the mean: images | labels | equal | confidence
+    head_weighting: str = ""  # the same for the classifier head alone; '' = as weighting
+    decoder_weighting: str = ""  # the same for the decoder alone; '' = as weighting
     proximal_mu: float = 0.01  # strategy fedprox: pull of the local weights to those sent
     server_learning_rate: float = 0.01  # strategies fedadam, fedyogi
     secure_aggregation: bool = False  # the server learns sums of the hospitals' updates, and no single one
@@ -91,6 +92,15 @@ class RunConfig:
     def class_names(self) -> tuple[str, ...]:
         """With dataset=sites: what `classes` says."""
         return _names(self.classes)
+
+    @property
+    def weightings(self) -> dict[str, str]:
+        """How hospitals are weighted in the mean of each part of the network (sharing.PARTS)."""
+        return {
+            sharing.ENCODER: self.weighting,
+            sharing.HEAD: self.head_weighting or self.weighting,
+            sharing.DECODER: self.decoder_weighting or self.weighting,
+        }
 
     @property
     def hospital_names(self) -> tuple[str, ...]:
@@ -286,7 +296,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
     _one_of("method", run.method, METHODS)
     _one_of("strategy", run.strategy, STRATEGIES)
-    _one_of("weighting", run.weighting, WEIGHTINGS)
+    aggregation_rules.check_run(run)
     if run.min_hospitals > run.num_hospitals:
         raise ConfigError(
             f"min-hospitals is {run.min_hospitals}, but num-hospitals {run.num_hospitals}: no round could ever have so "
@@ -445,7 +455,7 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
         channels, num_outputs, task: What the data set says of itself.
 
     Raises:
-        ConfigError: A preset is missing or holds an unknown key.
+        ConfigError: A preset is missing or holds an unknown key, or does not go with a key of the run.
     """
     name = run.model if run.model != "auto" else _model_for(run.image_size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
@@ -454,7 +464,9 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     _check_head(training)
     check_pseudo_labels(training, task)
-    return Config(run=run, model=model, training=training)
+    config = Config(run=run, model=model, training=training)
+    aggregation_rules.check_training(config)
+    return config
 
 
 def _check_head(training: TrainingConfig) -> None:

@@ -16,6 +16,7 @@ import torch
 from opacus.grad_sample import GradSampleModule
 from opacus.optimizers import DPOptimizer
 
+from jointdiff.aggregation_rules import by_labels
 from jointdiff.config import Config
 from jointdiff.data.base import ImageSet
 from jointdiff.errors import ConfigError
@@ -52,8 +53,8 @@ def refuse_what_cannot_be_private(config: Config) -> None:
             "clipping needs the norms in fp32", "autocast: auto (fp32 in private runs)",
         ),
         (
-            run.weighting == "labels", "weighting=labels",
-            "the number of labels would leave the sites unnoised", "weighting=images or equal",
+            bool(by_labels(run)), by_labels(run),
+            "the number of labels, or of pseudo-labels, would leave the sites unnoised", "images or equal",
         ),
         (
             run.strategy == "fedprox", "strategy=fedprox",

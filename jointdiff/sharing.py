@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _DECODER = ("unet.up.", "unet.norm_out.", "unet.conv_out.")
 _BODY = "unet."
+_HEAD = "head."
+ENCODER, HEAD, DECODER = PARTS = ("encoder", "head", "decoder")  # of the network; what is neither head nor decoder
 LEFT_OUT = ("decoder", "body")  # what a message may come without
 LACKS = "This site does not hold the part of the model that was left out of the message"  # how a refusal begins
 
@@ -24,6 +26,17 @@ LACKS = "This site does not hold the part of the model that was left out of the 
 def is_decoder(name: str) -> bool:
     """Tell whether a tensor serves the denoiser alone."""
     return name.startswith(_DECODER)
+
+
+def part_of(name: str) -> str:
+    """Return the part of the network that a tensor belongs to, one of PARTS.
+
+    >>> [part_of(name) for name in ("unet.down.0.conv.weight", "unet.up.0.conv.weight", "head.linear.bias")]
+    ['encoder', 'decoder', 'head']
+    """
+    if is_decoder(name):
+        return DECODER
+    return HEAD if name.startswith(_HEAD) else ENCODER
 
 
 @dataclass(frozen=True)

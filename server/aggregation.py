@@ -5,7 +5,7 @@ Pure: arrays in, arrays out. Tensors are dicts name -> array; a hospital's weigh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -92,6 +92,26 @@ def fedavg(parts: Sequence[Sliced], weights: Sequence[float], like: Mapping[str,
         for part, weight in counted:
             total += weight * part.read(name, start, stop).astype(np.float64)
         merged[name].reshape(-1)[start:stop] = total / sum(weights)
+    return merged
+
+
+def fedavg_by_tensor(
+    parts: Sequence[Sliced], weights: Callable[[str], Sequence[float]], like: Mapping[str, np.ndarray]
+) -> Tensors:
+    """Return the average of the hospitals' weights, each tensor with hospitals' weights of its own.
+
+    Args:
+        parts: As `fedavg`.
+        weights: n_k for a tensor's name. A tensor for which all are 0 stays as it is in `like`.
+        like: Gives names, shapes and dtypes, in order.
+
+    Raises:
+        ValueError: As `fedavg`.
+    """
+    merged: Tensors = {}
+    for name, array in like.items():
+        counted = weights(name)
+        merged |= fedavg(parts, counted, {name: array}) if any(counted) else {name: array.copy()}
     return merged
 
 

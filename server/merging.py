@@ -11,12 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jointdiff.config import RunConfig
-from server.aggregation import fedavg
+from jointdiff.sharing import part_of
+from server.aggregation import fedavg, fedavg_by_tensor
 from server.optimizers import ADAPTIVE, adaptive_step
 from server.replies import Reply
 from server.robust import krum, median, trimmed_mean
 from server.slices import Sliced, Tensors, slices
 from server.spool import Spool
+from server.weighting import weights_by_part
 
 NORM_FACTOR = 10.0  # a change more than so many times the others' median is no honest training
 CONTRADICTION = 2.0  # times the loss of a coin: no hospital learns that much against its own labels if they are right
@@ -31,7 +33,7 @@ def merge(
     Args:
         replies: Those that passed every check, in the hospitals' order; at least one.
         spool: Holds their tensors.
-        run: Names strategy, weighting and the settings of both.
+        run: Names strategy, weightings and the settings of both.
         weights: What the hospitals started from.
         moments: Of the round before, as `initial_moments` gives the first; overwritten.
     """
@@ -44,7 +46,8 @@ def merge(
         wanted = 1 if run.strategy == "krum" else max(1, len(parts) - run.num_faulty)
         chosen = krum(parts, weights, num_faulty=run.num_faulty, num_chosen=wanted)
         return fedavg([parts[i] for i in sorted(chosen)], [1.0] * len(chosen), weights), {}
-    mean = fedavg(parts, hospital_weights(replies, run.weighting), weights)
+    counted = weights_by_part(replies, run.weightings)
+    mean = fedavg_by_tensor(parts, lambda name: counted[part_of(name)], weights)
     return apply_mean(mean, run, weights=weights, moments=moments)
 
 
@@ -58,18 +61,6 @@ def apply_mean(
     if run.strategy in ADAPTIVE:
         return adaptive_step(run.strategy, weights, mean, moments, learning_rate=run.server_learning_rate)
     return mean, {}  # fedavg; fedprox differs at the hospitals only
-
-
-def hospital_weights(replies: Sequence[Reply], weighting: str) -> list[float]:
-    """Return each hospital's weight in the mean.
-
-    Args:
-        weighting: images | labels | equal. Where no hospital has a label, `labels` is the same as `equal`.
-    """
-    if weighting == "equal":
-        return [1.0 for _ in replies]
-    counts = [float(r.report.num_labels if weighting == "labels" else r.report.num_images) for r in replies]
-    return counts if any(counts) else [1.0 for _ in replies]
 
 
 def outliers(replies: Sequence[Reply], spool: Spool, weights: Mapping[str, np.ndarray]) -> dict[str, str]:

@@ -201,6 +201,8 @@ def test_what_cannot_be_private_is_refused_with_the_reason():
         ),
         (replace(config(), training=replace(config().training, autocast="bf16")), "autocast=bf16"),
         (replace(config(), run=replace(run, weighting="labels")), "weighting=labels"),
+        (replace(config(), run=replace(run, weighting="confidence")), "weighting=confidence"),
+        (replace(config(), run=replace(run, decoder_weighting="labels")), "decoder-weighting=labels"),
     ):
         with pytest.raises(ConfigError, match="cannot have") as error:
             refuse_what_cannot_be_private(changed)

@@ -190,6 +190,23 @@ def test_a_gpu_that_is_not_there_is_named(monkeypatch):
         select_device("cuda:1")
 
 
+def test_fedprox_holds_a_hospitals_training_back_the_more_the_larger_mu():
+    """Several steps away from the weights sent: the way is shorter the larger mu is; mu = 0 is fedavg."""
+
+    def ways(strategy, mu):
+        run = dataclasses.replace(RUN, strategy=strategy, proximal_mu=mu, local_steps=12)
+        cfg = dataclasses.replace(config(learning_rate=0.003, lr_warmup_fraction=0.0), run=run)
+        model = fresh()
+        start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        train(model, cfg, 1)
+        return torch.cat([(t - start[name]).flatten() for name, t in model.state_dict().items()])
+
+    free = ways("fedavg", 5.0)
+    assert torch.equal(ways("fedprox", 0.0), free)
+    lengths = [float(ways("fedprox", mu).norm()) for mu in (0.0, 0.3, 3.0)]
+    assert lengths[2] < 0.8 * lengths[0] and lengths[2] < lengths[1] < lengths[0]
+
+
 def test_the_proximal_gradient_is_mu_times_the_way_from_the_start():
     start = [torch.tensor([1.0, -2.0]), torch.tensor([3.0])]
     moved = [torch.nn.Parameter(torch.tensor([1.5, -2.0])), torch.nn.Parameter(torch.tensor([1.0]))]

@@ -25,8 +25,8 @@ INTENDED_USE = (
     "of a patient. A counterfactual shows what would change the *model's* decision; it is no statement about a "
     "patient, a disease or a cause."
 )
-_SETTINGS = ("method", "preset", "strategy", "weighting", "local-steps", "batch-size", "partition", "num-labels",
-             "seed", "split-seed")  # fmt: skip
+_SETTINGS = ("method", "preset", "strategy", "weighting", "head-weighting", "decoder-weighting", "local-steps",
+             "batch-size", "partition", "num-labels", "seed", "split-seed")  # fmt: skip
 _TRAINING = ("head", "prediction", "learning-rate", "class-weight", "pseudo-weight", "ema-decay")
 
 

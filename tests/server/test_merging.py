@@ -8,10 +8,11 @@ import pytest
 from jointdiff.config import ROBUST_STRATEGIES, STRATEGIES, RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError
 from jointdiff.protocol import RoundReport
-from server.merging import hospital_weights, merge, outliers, questionable
+from server.merging import merge, outliers, questionable
 from server.optimizers import initial_moments
 from server.replies import Reply
 from server.spool import Spool
+from server.weighting import hospital_weights
 
 
 @pytest.fixture

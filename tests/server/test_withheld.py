@@ -78,9 +78,16 @@ def test_in_a_simulation_nothing_is_withheld_and_the_report_says_so(strict_run, 
     assert only(events, "sampled")["path"] == "samples.png" and (folder / "samples.png").exists()
 
 
-@pytest.mark.parametrize("weighting, event", [("labels", "hospital_refused"), ("images", "hospital_replied")])
+@pytest.mark.parametrize(
+    "weighting, event",
+    [
+        ({"weighting": "labels"}, "hospital_refused"),
+        ({"decoder-weighting": "labels"}, "hospital_refused"),
+        ({"weighting": "images"}, "hospital_replied"),
+    ],
+)
 def test_labels_that_are_withheld_cannot_be_a_weight(strict_run, weighting, event):
-    _, events = strict_run({"hospital-2": "{min-cell-count: 8}"}, weighting=weighting)
+    _, events = strict_run({"hospital-2": "{min-cell-count: 8}"}, **weighting)
     (train,) = [e for e in events if e.get("kind") == "train" and e.get("hospital") == "hospital-2"]
     assert train["event"] == event
     assert event == "hospital_replied" or ("min-cell-count" in train["reason"] and train["code"] == "refused")
