@@ -25,7 +25,8 @@ from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.storage import atomic_path
 
 if TYPE_CHECKING:
-    from client.round import Answer, Site
+    from client.round import Answer
+    from client.site import Site
 
 
 def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:

@@ -7,40 +7,30 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cached_property
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
-import torch
 
-from client import download, site_config, state, upload
-from client.secure_sum import SecureSum
-from client.site_config import SiteConfig
-from client.site_policy import SitePolicy
+from client import download, state, upload
+from client.site import Site
 from jointdiff import codecs, protocol
-from jointdiff.aggregation_rules import by_labels
 from jointdiff.config import Config
-from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data, info_of
+from jointdiff.data import class_table
 from jointdiff.data.base import class_counts
-from jointdiff.data.site_data import load_site
 from jointdiff.errors import RefusedError
 from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
 from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
 from jointdiff.ledger_file import LEDGER_FILE
-from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
-from jointdiff.round_profile import LOAD, REPORTED, SAVE
-from jointdiff.round_profile import PREFIX as SECONDS
+from jointdiff.round_profile import LOAD, SAVE
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
 from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
 from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
-from jointdiff.training import select_device, train_round
+from jointdiff.training import train_round
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 Tensors = dict[str, np.ndarray]
@@ -75,151 +65,7 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
     report, answer = _WORK[instructions.kind](site, sent)
     duration_s = time.perf_counter() - started
     metrics = {**report.metrics, **site.seconds_of_work(duration_s)}
-    return replace(report, device=_device_name(site.device), duration_s=duration_s, metrics=metrics), answer
-
-
-@dataclass(frozen=True)
-class Site:
-    """What a hospital works with: the instructions, and its own data, device and folder."""
-
-    instructions: RoundInstructions
-    config: Config
-    _seconds: dict[str, float] = field(default_factory=dict)  # spent so far on what is not the work itself
-
-    @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of the block to those of `name`."""
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._seconds[name] = self._seconds.get(name, 0.0) + time.perf_counter() - began
-
-    def seconds_of_work(self, duration_s: float) -> dict[str, float]:
-        """Return what this piece of work of `duration_s` was spent on, by the names of round_profile.REPORTED.
-
-        Nothing in a private run: how long a step takes tells how many records it drew.
-        """
-        kind = self.instructions.kind
-        if self.config.private or kind not in REPORTED:
-            return {}
-        rest = max(0.0, duration_s - sum(self._seconds.values()))
-        return {name: self._seconds.get(name, 0.0) for name in REPORTED[kind]} | {SECONDS + kind: rest}
-
-    @cached_property
-    def data(self) -> HospitalData:
-        """This hospital's images."""
-        with self.timed(LOAD):
-            return self._data()
-
-    def _data(self) -> HospitalData:
-        run = self.config.run
-        if run.over_sites:
-            return self._own_data()
-        if self.site.data is not None:
-            raise RefusedError(
-                "The run names a data set, as only a simulation does, and this site trains on its own data alone: set "
-                "dataset=sites."
-            )
-        return hospital_data(run, self.instructions.hospital_index)
-
-    def _own_data(self) -> HospitalData:
-        if self.site.data is None:
-            raise RefusedError("The run asks for this site's own data (dataset=sites), and this site has named none.")
-        run = self.config.run
-        return load_site(self.site.data, info_of(run), cache=self.site.cache, audit_holdout=run.audit_holdout)
-
-    @cached_property
-    def device(self) -> torch.device:
-        """Where this hospital computes."""
-        return select_device(self.site.device or self.config.run.device)
-
-    @property
-    def secure_sum(self) -> SecureSum:
-        """This hospital's part in the secure sum that the instructions are about."""
-        return SecureSum(self.instructions, self.config.run, self.folder)
-
-    @property
-    def folder(self) -> Path:
-        """Where this hospital keeps what must not leave it."""
-        return site_config.folder_of(self.instructions)
-
-    @cached_property
-    def site(self) -> SiteConfig:
-        """What this hospital says of itself."""
-        return site_config.config_of(self.instructions)
-
-    @property
-    def policy(self) -> SitePolicy:
-        """What this hospital allows."""
-        return self.site.policy
-
-    def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
-        """Return the network with the weights that the server sent, on the device; what it left out is the site's."""
-        with self.timed(LOAD):
-            if self.instructions.kind != protocol.TRAIN:
-                tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
-            with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
-                model = JointModel(self.config.model)
-            model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-            return model.to(self.device)
-
-    def report(self, images: ImageSet) -> RoundReport:
-        """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""
-        counts = {"num_images": len(images), "num_labels": images.num_labelled}
-        minimum = self.policy.min_cell_count
-        withheld = [name for name, count in counts.items() if is_small(count, minimum)]
-        if self.config.private:  # how many labels there are is a count over records; how many records, is public
-            counts["num_labels"] = 0
-            withheld = sorted({*withheld, "num_labels"})
-        return RoundReport(
-            self.instructions.hospital,
-            num_images=shown(counts["num_images"], minimum),
-            num_labels=shown(counts["num_labels"], minimum),
-            withheld=withheld,
-        )
-
-    def check_privacy(self) -> None:
-        """Refuse what is computed from training images without noise, where the site has a ceiling: it is passed.
-
-        Raises:
-            RefusedError: The site's policy has an epsilon, and the run is not private.
-        """
-        if self.policy.epsilon is not None and not self.config.private:
-            raise RefusedError(
-                f"This site has a privacy ceiling (epsilon {self.policy.epsilon:g}), and this run has no differential "
-                "privacy: set target-epsilon."
-            )
-
-    def check_sending(self) -> None:
-        """Refuse to send what was learned from training images in a way that this site's policy forbids.
-
-        Raises:
-            RefusedError: As `check_privacy` and `check_counts`; or the site wants secure aggregation, and the run has
-                none.
-        """
-        self.check_privacy()
-        self.check_counts()
-        if self.policy.require_secure_aggregation and not self.config.run.secure_aggregation:
-            raise RefusedError(
-                "This site sends its updates under secure aggregation alone (require-secure-aggregation), and this run "
-                "has none: set secure-aggregation=true."
-            )
-
-    def check_counts(self) -> None:
-        """Refuse to train on images that are too few to be told: they are the update's weight in the mean.
-
-        Raises:
-            RefusedError: The training images, or the labels where these are the weight, are fewer than min-cell-count.
-        """
-        minimum, train = self.policy.min_cell_count, self.data.train
-        if is_small(len(train), minimum):
-            raise RefusedError(f"This site has fewer training images than its min-cell-count of {minimum}.")
-        if (asked := by_labels(self.config.run)) and is_small(train.num_labelled, minimum):
-            raise RefusedError(
-                f"{asked} asks for a number of labels that this site withholds: it is below its min-cell-count of "
-                f"{minimum}. Take images or equal."
-            )
+    return replace(report, device=site.device_name, duration_s=duration_s, metrics=metrics), answer
 
 
 def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -358,7 +204,3 @@ _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {
     protocol.SHARES: _shares,
     protocol.UNMASK: _unmask,
 }
-
-
-def _device_name(device: torch.device) -> str:
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -7,6 +7,7 @@ import pytest
 from client import egress
 from client import round as client_round
 from client.egress import StoppedError
+from client.site import Site
 from client.site_policy import SIMULATED
 from jointdiff import identity, protocol
 from jointdiff.preparation import initial_weights, prepare
@@ -56,4 +57,4 @@ def test_with_differential_privacy_time_stays_at_the_site(ask):
     for kind in REPORTED:
         assert not {name for name in egress._SCALARS[kind](private) if name.startswith("seconds.")}
         asked = dataclasses.replace(make(kind), config=private.to_dict())
-        assert client_round.Site(asked, private).seconds_of_work(5.0) == {}
+        assert Site(asked, private).seconds_of_work(5.0) == {}
