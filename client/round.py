@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from client import download, state, upload
+from client import download, personal_head, state, upload
 from client.site import Site
 from jointdiff import codecs, protocol
 from jointdiff.config import Config
@@ -28,6 +28,7 @@ from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, SAVE
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
+from jointdiff.sharing import Sharing
 from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
 from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
 from jointdiff.training import train_round
@@ -87,6 +88,10 @@ def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     report, weights = _trained(site, start)
     with site.timed(SAVE):
         download.keep(ask, config, reference, weights, site.folder)
+        personal_head.keep(
+            ask, config, num_labels=site.data.train.num_labelled, sent=start, trained=weights, site_folder=site.folder
+        )
+        weights = {name: weights[name] for name in Sharing.of(config).up(weights, ask.round)}
         if config.run.secure_aggregation:
             return report, site.secure_sum.mask_change(reference, weights, report)
         return upload.pack(ask, config, report, reference=reference, trained=weights, site_folder=site.folder)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import download, site_config
+from client import download, personal_head, site_config
 from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
@@ -114,10 +114,11 @@ class Site:
         return self.site.policy
 
     def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
-        """Return the network with the weights that the server sent, on the device; what it left out is the site's."""
+        """Return the network with the weights that the server sent, on the device; parts of it may be the site's."""
         with self.timed(LOAD):
             if self.instructions.kind != protocol.TRAIN:
                 tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
+            tensors = personal_head.put_on(self.instructions, self.config, tensors, self.folder)
             with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
                 model = JointModel(self.config.model)
             model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})

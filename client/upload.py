@@ -25,7 +25,6 @@ from jointdiff.codecs import Tensors
 from jointdiff.config import Config
 from jointdiff.errors import RunError
 from jointdiff.protocol import RoundInstructions, RoundReport
-from jointdiff.sharing import Sharing
 
 ERROR = "upload_error"  # ||x - decoded|| / ||x||
 _LOST = "upload"  # part of the state: e
@@ -44,18 +43,17 @@ def pack(
 
     Args:
         reference: w_sent: decoded, as the server has it too.
-        trained: w.
+        trained: w, of the tensors that leave in this round.
         site_folder: Keeps e, by round: a repeated round sends the same bytes again.
 
     Raises:
         RunError: The change cannot be encoded: the training has diverged.
     """
-    names = Sharing.of(config).up(trained, ask.round)
     codec = codecs.parse(config.run.upload)
     if codec.plain:
-        return report, {name: trained[name] for name in names}
+        return report, dict(trained)
     before = state.load(site_folder, ask.run_name, before=ask.round, part=_LOST) or {}
-    wanted = {name: trained[name] - reference[name] for name in names}
+    wanted = {name: trained[name] - reference[name] for name in trained}
     for name in wanted.keys() & before.keys():
         wanted[name] += before[name].numpy()
     try:
@@ -65,7 +63,7 @@ def pack(
     decoded = codec_wire.round_trip(codec, wanted)
     lost = {
         name: torch.from_numpy(wanted[name] - decoded[name])
-        for name in names
+        for name in wanted
         if codecs.is_large(wanted[name].shape)  # the others are exact
     }
     state.save(site_folder, ask.run_name, ask.round, {**before, **lost}, part=_LOST)

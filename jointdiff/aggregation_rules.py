@@ -1,7 +1,8 @@
 """Which rule averages which part of the network, and what excludes what. Pure.
 
-The keys: `weighting` for the whole network; `head-weighting` and `decoder-weighting` for one part, '' = as `weighting`.
-What a weight is made of, server/weighting.py says.
+The keys: `weighting` for the whole network; `head-weighting` and `decoder-weighting` for one part, '' = as `weighting`;
+`personal=head`: the head is not averaged at all, hospitals with labels keep one each. What a weight is made of,
+server/weighting.py says; what becomes of a hospital's own head, client/personal_head.py.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 WEIGHTINGS = ("images", "labels", "equal", "confidence")
 MEAN_STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi")
+PERSONAL = ("", "head")
 _OF_PARTS = ("head-weighting", "decoder-weighting")
+
+
+def has_own_head(run: RunConfig) -> bool:
+    """Tell whether hospitals keep classifier heads of their own."""
+    return run.personal == "head"
 
 
 def by_labels(run: RunConfig) -> str:
@@ -33,8 +40,9 @@ def check_run(run: RunConfig) -> None:
     """Check the keys against each other and against strategy and secure aggregation.
 
     Raises:
-        ConfigError: A weighting is unknown, or cannot be had in such a run; says why.
+        ConfigError: A value is unknown, or cannot be had in such a run; says why.
     """
+    _check_personal(run)
     for key, value in _asked(run).items():
         if value not in WEIGHTINGS:
             raise ConfigError(f"Unknown {key} '{value}': {nearest(value, WEIGHTINGS)}")
@@ -58,6 +66,23 @@ def check_run(run: RunConfig) -> None:
             )
 
 
+def _check_personal(run: RunConfig) -> None:
+    if run.personal not in PERSONAL:
+        raise ConfigError(f"Unknown personal '{run.personal}': known are head, and '' for none.")
+    if not has_own_head(run):
+        return
+    if run.head_weighting:
+        raise ConfigError(
+            f"head-weighting={run.head_weighting} and personal=head exclude each other: heads that stay at the "
+            "hospitals are not averaged. Leave one of the two out."
+        )
+    if run.target_epsilon or run.noise_multiplier:
+        raise ConfigError(
+            "personal=head is not there for private runs: hospitals without labels, and the model that is exported, "
+            "need a head that is solved from sums, and in a private run no sums leave. Leave personal out."
+        )
+
+
 def check_training(config: Config) -> None:
     """Check the keys against the training preset.
 
@@ -71,6 +96,17 @@ def check_training(config: Config) -> None:
                 f"{key}=confidence needs pseudo-labels, and method={run.method} makes none (pseudo-weight 0). Take "
                 "images, labels or equal, or a preset with a pseudo-weight."
             )
+    if has_own_head(run) and training.head == "gradient":
+        raise ConfigError(
+            "personal=head needs a head that is solved for all hospitals: those without labels decide by it, the "
+            "exported model carries it, and the hospitals' own heads begin as it; the preset has head: gradient. Take "
+            "a preset with head: ridge or ridge-start."
+        )
+    if has_own_head(run) and not (training.class_weight and training.warmup_fraction < 1):
+        raise ConfigError(
+            f"personal=head would change nothing: with method={run.method} no round trains a head (class-weight "
+            f"{training.class_weight:g}, warmup-fraction {training.warmup_fraction:g}). Leave it out."
+        )
     if run.head_weighting and training.head == "ridge":
         raise ConfigError(
             f"head-weighting={run.head_weighting} would change nothing: the preset's head (head: ridge) is solved anew "

@@ -57,6 +57,7 @@ class RunConfig:
     weighting: str = "images"  # a hospital's weight in the mean: images | labels | equal | confidence
     head_weighting: str = ""  # the same for the classifier head alone; '' = as weighting
     decoder_weighting: str = ""  # the same for the decoder alone; '' = as weighting
+    personal: str = ""  # '' | head = each hospital with labels trains and keeps a classifier head of its own
     proximal_mu: float = 0.01  # strategy fedprox: pull of the local weights to those sent
     server_learning_rate: float = 0.01  # strategies fedadam, fedyogi
     secure_aggregation: bool = False  # the server learns sums of the hospitals' updates, and no single one

@@ -1,4 +1,6 @@
-"""Which tensors travel in which round: all; or the decoder every K-th round only. Frozen ones never go up. Pure.
+"""Which tensors travel in which round: all; or the decoder every K-th round only. Pure.
+
+What a private run freezes never goes up, nor do heads where hospitals have their own (`personal=head`).
 
 The classifier needs the encoder alone, so the decoder may be averaged less often. With decoder-every:K rounds come in
 periods of K. The merged decoder goes down in a period's first round, each hospital trains its own through the period,
@@ -11,6 +13,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from jointdiff.aggregation_rules import has_own_head
 
 if TYPE_CHECKING:
     from jointdiff.config import Config
@@ -46,12 +50,13 @@ class Sharing:
     every: int  # rounds of a period; 1 = all tensors travel in every round
     num_rounds: int
     frozen_body: bool
+    own_head: bool = False  # hospitals keep heads of their own
 
     @classmethod
     def of(cls, config: Config) -> Sharing:
         """Return the sharing of a run."""
         frozen = config.private and config.training.body_lr_scale == 0 and not config.run.secure_aggregation
-        return cls(period(config.run.share), config.run.num_rounds, frozen)
+        return cls(period(config.run.share), config.run.num_rounds, frozen, has_own_head(config.run))
 
     @property
     def partial(self) -> bool:
@@ -83,7 +88,9 @@ class Sharing:
         return [
             name
             for name in names
-            if not (self.frozen_body and name.startswith(_BODY)) and (self.closes(round_number) or not is_decoder(name))
+            if not (self.frozen_body and name.startswith(_BODY))
+            and not (self.own_head and part_of(name) == HEAD)
+            and (self.closes(round_number) or not is_decoder(name))
         ]
 
     def without(self, *, decoder: bool, body: bool) -> list[str]:

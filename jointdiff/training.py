@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from jointdiff import diffusion, losses
+from jointdiff.aggregation_rules import has_own_head
 from jointdiff.augment import strong_view, weak_view
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import UNKNOWN, ImageSet
@@ -100,10 +101,11 @@ def head_is_solved_after(round_number: int, config: Config) -> bool:
 
     A ridge head is solved before the first round and after every one, and learns on in between; a ridge-start head is
     solved until the label term starts, and only learns from there. A gradient head gets its standardisation once, when
-    the label term starts.
+    the label term starts. Where hospitals have heads of their own, the one for all is solved after every round.
     """
     head, start = config.training.head, num_warmup_rounds(config)
-    return head == "ridge" or round_number == start or (head == "ridge-start" and round_number < start)
+    always = head == "ridge" or has_own_head(config.run)
+    return always or round_number == start or (head == "ridge-start" and round_number < start)
 
 
 class _Sampler:

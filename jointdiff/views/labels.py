@@ -30,6 +30,11 @@ GRADES: dict[str, tuple[str, str]] = {
     "seconds_per_image": ("Time per scan", "seconds"),
 }
 
+PERSONAL = (  # of numbers from a run with personal=head
+    "Every hospital with labels decided by a classifier head of its own, which stays there (personal=head); the others "
+    "by the head that is solved for all. The model that is exported carries that one: these numbers are not its own."
+)
+
 METRICS: dict[str, str] = {
     "auc": "AUC",
     "balanced_accuracy": "Balanced accuracy",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jointdiff.intervals import Estimate, estimates, recalls
 from jointdiff.views.format import MISSING, duration, number, words
-from jointdiff.views.labels import METRICS, class_name, grades
+from jointdiff.views.labels import METRICS, PERSONAL, class_name, grades
 from jointdiff.views.markdown import table, text
 from jointdiff.views.model_card_data import data_seen, privacy, split_name, what_left
 from jointdiff.views.run_data import TROUBLE, RunData, mapping
@@ -25,8 +25,8 @@ INTENDED_USE = (
     "of a patient. A counterfactual shows what would change the *model's* decision; it is no statement about a "
     "patient, a disease or a cause."
 )
-_SETTINGS = ("method", "preset", "strategy", "weighting", "head-weighting", "decoder-weighting", "local-steps",
-             "batch-size", "partition", "num-labels", "seed", "split-seed")  # fmt: skip
+_SETTINGS = ("method", "preset", "strategy", "weighting", "head-weighting", "decoder-weighting", "personal",
+             "local-steps", "batch-size", "partition", "num-labels", "seed", "split-seed")  # fmt: skip
 _TRAINING = ("head", "prediction", "learning-rate", "class-weight", "pseudo-weight", "ema-decay")
 
 
@@ -101,6 +101,7 @@ def _results(run: RunData, checkpoint: Checkpoint) -> str:
             "together, no average of averages. In brackets 95% intervals: which values other images from the same "
             "source could have given. They do not cover another seed, another draw of the labels, or another hospital, "
             "and treat images as independent, also where several are of one patient.",
+            *([f"**{PERSONAL}**"] if checkpoint.config.run.personal else []),
             table(["hospital", "images", *shown], rows),
             table(["class, pooled", "found among its own", "passed over among the others"], per_class),
             "AUC: score interval on the Hanley-McNeil variance (Newcombe 2006); shares: Wilson; balanced accuracy: "

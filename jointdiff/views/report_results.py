@@ -8,7 +8,7 @@ from typing import Any
 from jointdiff.views import markup
 from jointdiff.views.charts import Series, line_chart
 from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number, percent, words
-from jointdiff.views.labels import METRICS, class_name
+from jointdiff.views.labels import METRICS, PERSONAL, class_name
 from jointdiff.views.markup import Html, element, scrolling, table
 from jointdiff.views.run_data import RunData, mapping
 
@@ -127,6 +127,7 @@ def results(run: RunData) -> Html | None:
     return element(
         "div",
         overview,
+        element("p", PERSONAL, class_="note") if run.run_config.get("personal") else None,
         withheld_note(run),
         _per_class(run, pooled),
         element("div", _confusion(run, pooled), _statements(run, pooled), class_="columns"),

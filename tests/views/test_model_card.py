@@ -70,6 +70,13 @@ def test_the_metrics_are_those_of_the_checkpoints_own_round_with_intervals(run):
     assert value(results, "lesion") == shown and value(results, "healthy") == shown[::-1]
 
 
+def test_numbers_of_heads_that_stay_at_the_hospitals_are_not_called_the_models_own(run):
+    personal = replace(CONFIG, run=replace(CONFIG.run, personal="head"))
+    said = "these numbers are not its own"
+    assert said in sections(model_card(run, replace(CHECKPOINT, config=personal), "last"))["Results"]
+    assert said not in model_card(run, CHECKPOINT, "last")
+
+
 def test_a_round_without_metrics_is_said(run):
     results = sections(model_card(run, replace(CHECKPOINT, round_number=9), "best"))["Results"]
     assert results == "Not evaluated: the run holds no metrics of round 9."
