@@ -28,7 +28,7 @@ from jointdiff.views.live.ladder import ALONE, FEDERATION, LADDER_FILE, SCHEMA_V
 NAME = "this-site"  # of the only hospital of a run alone
 _MEANINGLESS = (
     "target-epsilon", "noise-multiplier", "secure-aggregation", "home", "resume", "sites-home", "dataset", "data-root",
-    "upload", "download", "share", "personal",
+    "upload", "download", "share", "personal", "participation", "label-split", "server-data", "server-steps",
 )  # fmt: skip
 
 

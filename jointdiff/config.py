@@ -17,7 +17,7 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from jointdiff import aggregation_rules, codecs, sharing
+from jointdiff import aggregation_rules, codecs, settings, sharing
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
@@ -45,7 +45,10 @@ class RunConfig:
     num_hospitals: int = 3
     hospitals: str = ""  # dataset=sites: who takes part, by the names of their admission, "st-mary,city"
     num_labels: int = 12  # labels kept in all hospitals together; 0 = all
-    partition: str = "iid"  # iid | dirichlet:ALPHA | scanner | by-source
+    label_split: str = (
+        "even"  # even | dirichlet:ALPHA | hospitals:K = the first K hold all | server = no hospital has any
+    )
+    partition: str = "iid"  # iid | dirichlet:ALPHA | quantity:ALPHA | gaps:N | scanner | by-source
     split_seed: int = 0  # drives partition and which labels are kept
     audit_holdout: float = 0.0  # share of each hospital's training images never trained on: non-members of its audit
     seed: int = 0  # drives initial weights and training
@@ -66,6 +69,7 @@ class RunConfig:
     share: str = "all"  # all | decoder-every:K = the decoder is merged every K-th round; frozen parts never go up
     num_faulty: int = 1  # hospitals whose updates the robust rules can bear
     min_hospitals: int = 0  # good replies that a round needs; 0 = more than half
+    participation: float = 1.0  # share of the hospitals that train in a round, drawn anew for each; at least one
     round_timeout_s: int = 3600  # for one hospital's one answer, the start of its process included
     round_retries: int = 2  # how often a hospital that was lost is asked again, and a round with too few is repeated
     target_epsilon: float = (
@@ -107,6 +111,11 @@ class RunConfig:
     def hospital_names(self) -> tuple[str, ...]:
         """Who takes part, in order."""
         return _names(self.hospitals) or tuple(f"hospital-{k + 1}" for k in range(self.num_hospitals))
+
+    @property
+    def num_asked(self) -> int:
+        """How many hospitals train in a round."""
+        return settings.num_asked(self.num_hospitals, self.participation)
 
 
 @dataclass(frozen=True)
@@ -297,6 +306,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
     _one_of("method", run.method, METHODS)
     _one_of("strategy", run.strategy, STRATEGIES)
+    settings.check_settings(run)
     aggregation_rules.check_run(run)
     if run.min_hospitals > run.num_hospitals:
         raise ConfigError(
@@ -304,10 +314,10 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             "many good replies."
         )
     needed = 2 * run.num_faulty + (3 if "krum" in run.strategy else 1)
-    if run.strategy in ROBUST_STRATEGIES and run.num_hospitals < needed:
+    if run.strategy in ROBUST_STRATEGIES and run.num_asked < needed:
         raise ConfigError(
             f"strategy={run.strategy} with num-faulty={run.num_faulty} needs num-hospitals of at least {needed}, not "
-            f"{run.num_hospitals}: with fewer, the wrong ones can win."
+            f"{run.num_asked}: with fewer, the wrong ones can win. Those count that train in a round (participation)."
         )
     _check_sites(run)
     _check_exchange(run)
@@ -333,17 +343,6 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(
             f"audit-holdout must be a share between 0 and 0.5, not {run.audit_holdout}: nothing trains on it."
         )
-    scheme, _, alpha = run.partition.partition(":")
-    _one_of("partition", scheme, ("iid", "dirichlet", "scanner", "by-source"))
-    if scheme == "dirichlet":
-        try:
-            positive = float(alpha) > 0
-        except ValueError:
-            positive = False
-        if not positive:
-            raise ConfigError(f"partition 'dirichlet:ALPHA' needs a positive number, not {alpha!r}: try dirichlet:0.5")
-    elif alpha:
-        raise ConfigError(f"partition '{scheme}' takes no value, but got {run.partition!r}.")
     if run.run_name and not _NAME.fullmatch(run.run_name):
         raise ConfigError(
             f"run-name {run.run_name!r} must be 1 to 80 letters, digits, '.', '_' or '-', and begin with a letter "
@@ -379,7 +378,8 @@ def _check_sites(run: RunConfig) -> None:
     if run.channels not in (1, 3):
         raise ConfigError(f"channels must be 1 (grey) or 3 (RGB), not {run.channels}.")
     for key, wanted in (
-        ("num_labels", 0), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"), ("sites_home", "")
+        ("num_labels", 0), ("label_split", "even"), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"),
+        ("sites_home", ""),
     ):  # fmt: skip
         if getattr(run, key) != wanted:
             raise ConfigError(

@@ -55,7 +55,8 @@ class Sharing:
     @classmethod
     def of(cls, config: Config) -> Sharing:
         """Return the sharing of a run."""
-        frozen = config.private and config.training.body_lr_scale == 0 and not config.run.secure_aggregation
+        everybody = config.run.participation == 1 and not config.run.secure_aggregation
+        frozen = config.private and config.training.body_lr_scale == 0 and everybody
         return cls(period(config.run.share), config.run.num_rounds, frozen, has_own_head(config.run))
 
     @property

@@ -73,8 +73,12 @@ class Questions:
 
     @property
     def minimum(self) -> int:
-        """How many good answers a round needs."""
-        return self._config.run.min_hospitals or len(self._hospitals.names) // 2 + 1
+        """How many good answers a question to all hospitals needs."""
+        return self.minimum_of(len(self._hospitals.names))
+
+    def minimum_of(self, num_asked: int) -> int:
+        """How many good answers a question to so many hospitals needs."""
+        return self._config.run.min_hospitals or num_asked // 2 + 1
 
     @contextmanager
     def ask(

@@ -36,6 +36,7 @@ from server.exchange import Exchange
 from server.hospitals import Hospitals
 from server.merging import apply_mean, merge, outliers, questionable
 from server.optimizers import initial_moments
+from server.participants import asked_to_train
 from server.questions import Questions
 from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
@@ -142,11 +143,10 @@ class Federation:
     def next_round(self) -> None:
         """Train, merge, solve the head, evaluate, save."""
         number = self.round_number + 1
-        self.record.event(
-            "round_started", round=number, num_rounds=self.config.run.num_rounds, hospitals=list(self.hospitals.names)
-        )
+        asked = asked_to_train(self.hospitals.names, self.config.run, number)
+        self.record.event("round_started", round=number, num_rounds=self.config.run.num_rounds, hospitals=list(asked))
         self.describe(number)
-        self._train(number)
+        self._train(number, asked)
         self.prepare_head(number)
         heldout_auc = self._evaluate(number)
         self.round_number = number
@@ -189,10 +189,10 @@ class Federation:
         samples["metrics"] = dict(grades)
         self.record.event("sampled", **samples)
 
-    def _train(self, number: int) -> None:
-        """Merge the hospitals' trained weights into the next ones."""
+    def _train(self, number: int, asked: Sequence[str]) -> None:
+        """Merge the trained weights of the hospitals that are asked into the next ones."""
         started = time.monotonic()
-        replies = self._trained(number)
+        replies = self._trained(number, asked)
         model = self.config.model
         num_classes = 2 if model.task == "multi-label" else model.num_outputs
         for hospital, reason in questionable(replies, num_classes=num_classes).items():
@@ -204,7 +204,7 @@ class Federation:
             "round_aggregated", round=number, num_replies=len(replies), duration_s=duration_s, metrics=metrics
         )
 
-    def _trained(self, number: int) -> list[Reply]:
+    def _trained(self, number: int, asked: Sequence[str]) -> list[Reply]:
         """Let the hospitals train, put the next weights in the place of the old ones, and return whose count."""
         sent = self.exchange.for_training(number, self.weights)
         reference = sent.reference
@@ -223,7 +223,8 @@ class Federation:
             protocol.TRAIN,
             number,
             sent,
-            minimum=self.questions.minimum,
+            minimum=self.questions.minimum_of(len(asked)),
+            only=asked,
             check=check,
             check_all=lambda replies, spool: outliers(replies, spool, reference),
         ) as answers:

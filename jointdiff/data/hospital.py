@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 
 from jointdiff.config import RunConfig
-from jointdiff.data.base import UNKNOWN, DatasetInfo, ImageSet, class_counts
+from jointdiff.data.base import MULTI_LABEL, UNKNOWN, DatasetInfo, ImageSet, class_counts
 from jointdiff.data.labelled_split import heldout_labels, kept_labels
 from jointdiff.data.partition import deal, set_aside, strata_of
 from jointdiff.data.registry import load_dataset
 from jointdiff.data.scanner import draw_scanner, render_set
-from jointdiff.errors import DataError
+from jointdiff.errors import ConfigError, DataError
+from jointdiff.settings import AT_SERVER, partition_of
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,10 @@ class _Dealt:
     kept: Sequence[np.ndarray]
     heldout: Sequence[np.ndarray]
     test: Sequence[np.ndarray]
+    server: (
+        np.ndarray
+    )  # in no hospital's `train`: the server's own labelled images, of which `server_heldout` is a part
+    server_heldout: np.ndarray
 
 
 def hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
@@ -54,6 +59,21 @@ def hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
     if not 0 <= hospital_index < run.num_hospitals:
         raise IndexError(f"hospital {hospital_index} of {run.num_hospitals}")
     return _hospital_data(_data_keys(run), hospital_index)
+
+
+def dealt_to_server(run: RunConfig) -> HospitalData:
+    """Return the labelled images that label-split=server takes out of the hospitals; no scanner of theirs shifts them.
+
+    Its test set is empty.
+
+    Raises:
+        ConfigError, DataError: As `hospital_data`.
+    """
+    run = _data_keys(run)
+    data, dealt = load_dataset(run.dataset, data_root=run.data_root, image_size=run.image_size), _deal(run)
+    train = data.train.select(np.setdiff1d(dealt.server, dealt.server_heldout))
+    heldout = data.train.select(dealt.server_heldout) if len(dealt.server_heldout) else None
+    return HospitalData(data.info, train, train.labels, heldout, test=data.test.select(np.arange(0)))
 
 
 def class_table(data: HospitalData) -> dict[str, Any]:
@@ -77,8 +97,8 @@ def _data_keys(run: RunConfig) -> RunConfig:
     return replace(
         RunConfig(),
         dataset=run.dataset, data_root=run.data_root, image_size=run.image_size, num_hospitals=run.num_hospitals,
-        num_labels=run.num_labels, partition=run.partition, split_seed=run.split_seed, eval_split=run.eval_split,
-        audit_holdout=run.audit_holdout,
+        num_labels=run.num_labels, label_split=run.label_split, partition=run.partition, split_seed=run.split_seed,
+        eval_split=run.eval_split, audit_holdout=run.audit_holdout,
     )  # fmt: skip
 
 
@@ -88,21 +108,50 @@ def _deal(run: RunConfig) -> _Dealt:
     test = data.val if run.eval_split == "val" else data.test
     if not len(test):
         raise DataError(f"{run.dataset} has no '{run.eval_split}' split to evaluate on: take eval-split=test.")
-    strata = strata_of(data.train.labels)
-    train = deal(run.partition, strata, run.num_hospitals, seed=run.split_seed, sources=data.train.sources)
+    strata, num_classes = strata_of(data.train.labels), data.info.num_outputs
+    if data.info.task == MULTI_LABEL and partition_of(run.partition).name == "gaps":
+        raise ConfigError(
+            f"partition={run.partition} takes classes away, but an image of {run.dataset} can have several findings: "
+            "take partition=dirichlet:0.1, or a set with classes."
+        )
+    train = deal(
+        run.partition, strata, run.num_hospitals, seed=run.split_seed, num_classes=num_classes,
+        sources=data.train.sources,
+    )  # fmt: skip
     # Without sources of its own, a test split is dealt evenly: that changes no pooled number.
     partition = "iid" if run.partition == "by-source" and test.sources is None else run.partition
     shares = deal(
-        partition, strata_of(test.labels), run.num_hospitals, seed=run.split_seed, purpose=1, sources=test.sources,
-        what=f"images of the {run.eval_split} split",
+        partition, strata_of(test.labels), run.num_hospitals, seed=run.split_seed, num_classes=num_classes, purpose=1,
+        sources=test.sources, what=f"images of the {run.eval_split} split",
     )  # fmt: skip
     rng = np.random.default_rng([run.split_seed, 17])
     nonmembers = [set_aside(strata, share, run.audit_holdout, rng) for share in train]
     train = [np.setdiff1d(share, apart) for share, apart in zip(train, nonmembers, strict=True)]
-    num_classes = data.info.num_outputs
-    kept = kept_labels(strata, train, run.num_labels, num_classes=num_classes, seed=run.split_seed)
-    heldout = heldout_labels(strata, kept, num_classes=num_classes, seed=run.split_seed)
-    return _Dealt(train=train, nonmembers=nonmembers, kept=kept, heldout=heldout, test=shares)
+    kept = kept_labels(
+        strata, train, run.num_labels, num_classes=num_classes, seed=run.split_seed, split=run.label_split
+    )
+    server = np.empty(0, dtype=np.int64)
+    if run.label_split == AT_SERVER:
+        server, kept, train = _taken_out(kept, train, run)
+    heldout = heldout_labels(strata, [*kept, server], num_classes=num_classes, seed=run.split_seed)
+    return _Dealt(
+        train=train, nonmembers=nonmembers, kept=kept, heldout=heldout[:-1], test=shares, server=server,
+        server_heldout=heldout[-1],
+    )  # fmt: skip
+
+
+def _taken_out(
+    kept: Sequence[np.ndarray], train: Sequence[np.ndarray], run: RunConfig
+) -> tuple[np.ndarray, list[np.ndarray], list[np.ndarray]]:
+    """Return the server's images, and the kept ones (none) and training images that the hospitals have left."""
+    server = np.sort(np.concatenate(kept))
+    train = [np.setdiff1d(share, own) for share, own in zip(train, kept, strict=True)]
+    if not all(map(len, train)):
+        raise DataError(
+            f"label-split=server with num-labels={run.num_labels} takes all {len(server)} labelled images out of the "
+            "hospitals, and leaves one of them without any: take a smaller num-labels."
+        )
+    return server, [server[:0] for _ in kept], train
 
 
 @lru_cache(maxsize=16)

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from jointdiff.data import dealing
 from jointdiff.errors import DataError
-
-PARTITIONS = ("iid", "dirichlet", "scanner", "by-source")
+from jointdiff.settings import partition_of
 
 
 def strata_of(labels: np.ndarray) -> np.ndarray:
@@ -41,6 +41,7 @@ def deal(
     num_hospitals: int,
     *,
     seed: int,
+    num_classes: int,
     purpose: int = 0,
     sources: np.ndarray | None = None,
     what: str = "training images",
@@ -48,13 +49,13 @@ def deal(
     """Deal images to hospitals so that every image goes to exactly one.
 
     Args:
-        partition: `iid` (every hospital the same mixture), `dirichlet:ALPHA` (each class is shared out in proportions
-            drawn from a Dirichlet distribution; a small ALPHA leaves hospitals with few classes), `scanner` (dealt like
-            iid; the scanners differ, see scanner.py), or `by-source` (the k-th source goes to hospital k modulo H).
+        partition: As `settings.partition_of` reads it; one function of dealing.py each. `scanner` is dealt like `iid`:
+            the scanners differ, see scanner.py.
         strata: int [N], see `strata_of`.
         num_hospitals: H, at least 1.
-        seed: Drives everything. The Dirichlet proportions depend on it alone, so that a hospital's test images are
+        seed: Drives everything. Proportions, sizes and gaps depend on it alone, so that a hospital's test images are
             mixed like its training images.
+        num_classes: K of the task; `gaps` is for classes.
         purpose: Tells apart the draws of several sets with one seed.
         sources: int [N], needed by `by-source`.
         what: Named in errors.
@@ -63,15 +64,20 @@ def deal(
         H arrays of sorted indices.
 
     Raises:
+        ConfigError: `gaps` leaves a class without a hospital.
         DataError: A hospital would be left without data, or there are no sources.
     """
-    scheme, _, value = partition.partition(":")
-    if scheme == "by-source":
-        owner = _by_source(sources, num_hospitals)
-    elif scheme == "dirichlet":
-        owner = _by_dirichlet(strata, num_hospitals, float(value), seed, purpose)
+    setting, rng = partition_of(partition), np.random.default_rng([seed, purpose])
+    if setting.name == "by-source":
+        owner = dealing.by_source(sources, num_hospitals)
+    elif setting.name == "dirichlet":
+        owner = dealing.by_dirichlet(strata, num_hospitals, setting.value, rng, seed=seed)
+    elif setting.name == "quantity":
+        owner = dealing.by_quantity(strata, num_hospitals, setting.value, rng, seed=seed)
+    elif setting.name == "gaps":
+        owner = dealing.with_gaps(strata, num_hospitals, setting.count, rng, num_classes=num_classes)
     else:
-        owner = _evenly(strata, num_hospitals, np.random.default_rng([seed, purpose]))
+        owner = dealing.evenly(strata, num_hospitals, rng)
     shares = [np.flatnonzero(owner == hospital) for hospital in range(num_hospitals)]
     empty = [f"hospital-{hospital + 1}" for hospital, share in enumerate(shares) if not len(share)]
     if empty:
@@ -102,34 +108,3 @@ def set_aside(strata: np.ndarray, indices: np.ndarray, share: float, rng: np.ran
         members = rng.permutation(indices[strata[indices] == k])
         chosen.append(members[: round(share * len(members))])
     return np.sort(np.concatenate(chosen))
-
-
-def _evenly(strata: np.ndarray, num_hospitals: int, rng: np.random.Generator) -> np.ndarray:
-    """Deal each stratum like cards, going on where the last one ended, so that sizes differ by one at most."""
-    order = rng.permutation(len(strata))
-    order = order[np.argsort(strata[order], kind="stable")]
-    owner = np.empty(len(strata), dtype=np.int64)
-    owner[order] = np.arange(len(strata)) % num_hospitals
-    return owner
-
-
-def _by_dirichlet(strata: np.ndarray, num_hospitals: int, alpha: float, seed: int, purpose: int) -> np.ndarray:
-    kinds = np.arange(-1, strata.max(initial=-1) + 1)
-    proportions = np.random.default_rng(seed).dirichlet(np.full(num_hospitals, alpha), size=len(kinds))
-    rng = np.random.default_rng([seed, purpose])
-    owner = np.empty(len(strata), dtype=np.int64)
-    for kind, shares in zip(kinds, proportions, strict=True):
-        members = rng.permutation(np.flatnonzero(strata == kind))
-        cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
-        for hospital, part in enumerate(np.split(members, cuts)):
-            owner[part] = hospital
-    return owner
-
-
-def _by_source(sources: np.ndarray | None, num_hospitals: int) -> np.ndarray:
-    if sources is None:
-        raise DataError(
-            "partition 'by-source' needs to know where each image came from, and this data set does not say. "
-            "Add train_source to an npz, or take partition=iid."
-        )
-    return np.unique(sources, return_inverse=True)[1].reshape(-1) % num_hospitals

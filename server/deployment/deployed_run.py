@@ -25,7 +25,10 @@ from server.deployment.superlink import Deployment
 from server.follow import TASK_ENDED, Follower, Tail, Verdict, record_end
 
 # What a simulation says of the data that it deals out: real hospitals bring their own.
-_SIMULATED = ("dataset", "data-root", "num-labels", "num-hospitals", "partition", "split-seed", "sites-home", "home")
+_SIMULATED = (
+    "dataset", "data-root", "num-labels", "label-split", "num-hospitals", "partition", "split-seed", "sites-home",
+    "home",
+)  # fmt: skip
 PATIENCE_S = 600.0  # how long a SuperLink may be silent before a run that nobody writes is given up
 _STOPPED_S = 30.0  # for the server of a stopped run to let go of its folder
 _APP = """[project]

@@ -7,6 +7,7 @@ import pytest
 
 from jointdiff.config import RunConfig, parse_run_config
 from jointdiff.data import UNKNOWN, HospitalData, class_table, hospital_data, load_dataset
+from jointdiff.data.hospital import dealt_to_server
 from jointdiff.errors import ConfigError, DataError
 
 
@@ -61,6 +62,41 @@ def test_the_same_run_gives_the_same_hospital_and_only_what_names_data_matters()
     assert hospital_data(RunConfig(run_name="other", seed=5, num_rounds=3), 1) is first
     other = hospital_data(RunConfig(split_seed=1), 1)
     assert rows(other.train.images) != rows(first.train.images)
+
+
+def test_one_hospital_is_labelled_and_nine_are_not() -> None:
+    parts = hospitals(num_hospitals=10, num_labels=0, label_split="hospitals:1")
+    first, *others = [(part.train.num_labelled, len(part.train)) for part in parts]
+    assert first == (300 - len(parts[0].heldout or ()), first[0]) and set(others) == {(0, 300)}
+    assert all(part.heldout is None for part in parts[1:])
+
+
+@pytest.mark.parametrize("num_labels", [12, 60])
+def test_the_servers_labelled_images_are_in_no_hospital(num_labels: int) -> None:
+    run = RunConfig(num_labels=num_labels, label_split="server", partition="scanner")
+    own, plain = dealt_to_server(run), load_dataset("phantom").train
+    heldout = own.heldout.num_labelled if own.heldout else 0
+    assert own.train.num_labelled == len(own.train) and len(own.train) + heldout == num_labels
+    assert heldout == (12 if num_labels == 60 else 0)
+    assert np.bincount(own.train.labels).tolist() == [len(own.train) // 2] * 2
+    assert set(rows(own.train.images)) <= set(rows(plain.images))  # as they are: no hospital's scanner
+    parts = hospitals(num_labels=num_labels, label_split="server")
+    assert [part.train.num_labelled for part in parts] == [0, 0, 0] and not any(part.heldout for part in parts)
+    everything = [own.train, *([own.heldout] if own.heldout else []), *(part.train for part in parts)]
+    assert sorted(row for part in everything for row in rows(part.images)) == rows(plain.images)
+
+
+def test_taking_every_image_out_of_the_hospitals_is_refused() -> None:
+    with pytest.raises(DataError, match=r"takes all 3000 labelled images.*smaller num-labels"):
+        hospitals(num_labels=0, label_split="server")
+
+
+def test_gaps_are_for_classes() -> None:
+    parts = hospitals(dataset="phantom:3-classes", partition="gaps:1")
+    assert [set(part.hidden_labels) for part in parts] == [{0, 1}, {0, 2}, {1, 2}]
+    assert [set(part.test.labels) for part in parts] == [{0, 1}, {0, 2}, {1, 2}]
+    with pytest.raises(ConfigError, match="several findings"):
+        hospitals(dataset="phantom:multi-label", partition="gaps:1")
 
 
 def test_scanners_shift_the_images_and_nothing_else() -> None:
