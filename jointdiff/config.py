@@ -45,9 +45,9 @@ class RunConfig:
     num_hospitals: int = 3
     hospitals: str = ""  # dataset=sites: who takes part, by the names of their admission, "st-mary,city"
     num_labels: int = 12  # labels kept in all hospitals together; 0 = all
-    label_split: str = (
-        "even"  # even | dirichlet:ALPHA | hospitals:K = the first K hold all | server = no hospital has any
-    )
+    label_split: str = "even"  # even | dirichlet:ALPHA | hospitals:K = the first K hold all | server
+    server_data: str = ""  # label-split=server over dataset=sites: npz of the server's own labelled images
+    server_steps: int = -1  # label-split=server: steps on its own images after a round; -1 = local-steps, 0 = none
     partition: str = "iid"  # iid | dirichlet:ALPHA | quantity:ALPHA | gaps:N | scanner | by-source
     split_seed: int = 0  # drives partition and which labels are kept
     audit_holdout: float = 0.0  # share of each hospital's training images never trained on: non-members of its audit
@@ -378,7 +378,7 @@ def _check_sites(run: RunConfig) -> None:
     if run.channels not in (1, 3):
         raise ConfigError(f"channels must be 1 (grey) or 3 (RGB), not {run.channels}.")
     for key, wanted in (
-        ("num_labels", 0), ("label_split", "even"), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"),
+        ("num_labels", 0), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"),
         ("sites_home", ""),
     ):  # fmt: skip
         if getattr(run, key) != wanted:

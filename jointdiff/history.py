@@ -92,11 +92,12 @@ def effective(events: Iterable[Event]) -> list[dict[str, Any]]:
 
 
 _LASTING = (
-    "run_started", "run_resumed", "hospital_failed", "hospital_refused", "update_rejected", "update_questioned",
-    "round_repeated",
+    "run_started", "run_resumed", "server_set", "hospital_failed", "hospital_refused", "update_rejected",
+    "update_questioned", "round_repeated",
 )  # fmt: skip
 _OF_A_ROUND = (
-    "round_started", "hospital_replied", "securely_summed", "round_aggregated", "evaluated", "checkpoint_saved",
+    "round_started", "hospital_replied", "securely_summed", "server_trained", "round_aggregated", "evaluated",
+    "checkpoint_saved",
 )  # fmt: skip
 
 

@@ -5,7 +5,7 @@ Shapes: images [B,C,H,W] in [-1,1]; t [B] int64; features [B,D]; logits [B,K].
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -93,6 +93,18 @@ class JointModel(nn.Module):
     def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
         """Return softmax (multi-class) or sigmoid (multi-label) of logits."""
         return logits.softmax(dim=1) if self.config.task == "multi-class" else logits.sigmoid()
+
+
+def model_with(config: ModelConfig, tensors: Mapping[str, np.ndarray], device: torch.device | str) -> JointModel:
+    """Return the network with these weights on the device; no random state is touched.
+
+    Args:
+        tensors: The state_dict.
+    """
+    with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
+        model = JointModel(config)
+    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    return model.to(device)
 
 
 def to_network(images: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -21,7 +21,7 @@ from jointdiff.reproducibility import SERVER, seed_for
 
 
 def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
-    """Resolve the configuration and make the run's folder. No images are loaded: the server of a run has none.
+    """Resolve the configuration and make the run's folder. No images are loaded: the hospitals have them.
 
     Returns:
         The configuration with the run's name and absolute folders; what the data set says of itself; the run's folder.

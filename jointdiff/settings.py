@@ -101,6 +101,12 @@ def check_settings(run: RunConfig) -> None:
 
 def _check_labels(run: RunConfig) -> None:
     split = label_split_of(run.label_split)
+    _check_server(run)
+    if run.over_sites and split.name not in ("even", AT_SERVER):
+        raise ConfigError(
+            f"label-split={run.label_split} makes no sense with dataset=sites: every hospital brings its own data and "
+            "labels. Set label-split=even, or server where the server has labelled images of its own."
+        )
     if split.name == "hospitals" and split.count > run.num_hospitals:
         raise ConfigError(
             f"label-split={run.label_split} gives labels to more hospitals than there are (num-hospitals "
@@ -110,6 +116,40 @@ def _check_labels(run: RunConfig) -> None:
         raise ConfigError(
             f"label-split={run.label_split} says how few labels are shared out, but num-labels=0 keeps all of them: "
             "set num-labels, or take label-split=even."
+        )
+
+
+def _check_server(run: RunConfig) -> None:
+    """Check the keys about the server's own labelled images."""
+    at_server = run.label_split == AT_SERVER
+    if run.server_steps < -1:
+        raise ConfigError(f"server-steps must be at least 0, or -1 for as many as local-steps, not {run.server_steps}.")
+    if run.server_steps >= 0 and not at_server:
+        raise ConfigError(
+            f"server-steps={run.server_steps} is for label-split=server alone: else the server has no images. Leave it "
+            "out."
+        )
+    if run.server_data and not (at_server and run.over_sites):
+        raise ConfigError(
+            f"server-data={run.server_data!r} is for label-split=server with dataset=sites alone: in a simulation the "
+            "server's images are taken out of the hospitals. Leave it out."
+        )
+    if not at_server:
+        return
+    if run.over_sites and not run.server_data:
+        raise ConfigError(
+            "label-split=server with dataset=sites needs server-data=PATH: a .npz of the server's own labelled images "
+            "(train_images, train_labels)."
+        )
+    if run.target_epsilon or run.noise_multiplier:
+        raise ConfigError(
+            "label-split=server and differential privacy exclude each other: the server would learn from its own "
+            "images without noise, and no ledger would speak of them. Leave target-epsilon and noise-multiplier out."
+        )
+    if run.weighting == "labels" and not run.over_sites:
+        raise ConfigError(
+            "label-split=server and weighting=labels exclude each other: no hospital has a label. Take "
+            "weighting=images or equal."
         )
 
 

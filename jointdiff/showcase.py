@@ -13,7 +13,7 @@ import torch
 from jointdiff.config import Config
 from jointdiff.counterfactual import wanted_log_prob
 from jointdiff.dpm_solver import log_snr_timesteps, sample_dpm_solver
-from jointdiff.model import JointModel, to_uint8
+from jointdiff.model import JointModel, model_with, to_uint8
 from jointdiff.reproducibility import SERVER, generator_for
 from jointdiff.sampling import Denoiser, denoiser, guide_input, sample_ddim, sample_ddpm, spaced_timesteps
 from jointdiff.schedule import SCHEDULES
@@ -94,12 +94,11 @@ def make_samples(
     Returns:
         Fields of the event `sampled`: path (relative to `folder`), per_class, metrics.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = JointModel(config.model)
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     targets = np.repeat(np.arange(config.model.num_outputs), SAMPLES_PER_CLASS)
     generator = generator_for(config.run.seed, SERVER, config.run.num_rounds, "samples")
-    images = guided_samples(model.to(device), config, targets, device=device, generator=generator)
+    images = guided_samples(
+        model_with(config.model, tensors, device), config, targets, device=device, generator=generator
+    )
     path = write_png(
         folder / "samples.png", grid([enlarge(image, PANEL_SCALE) for image in images], columns=SAMPLES_PER_CLASS)
     )

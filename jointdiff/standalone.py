@@ -24,6 +24,7 @@ from jointdiff.head import head_statistics, solved_heads
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
+from jointdiff.settings import AT_SERVER
 from jointdiff.statistics import ClassificationStatistics
 from jointdiff.training import head_is_solved_after, select_device, train_round
 
@@ -44,6 +45,11 @@ def train_alone(run: RunConfig, *, hospital: int = 0, callback: Callable[[dict[s
     """
     if not 0 <= hospital < run.num_hospitals:
         raise ConfigError(f"--hospital must be 1 to {run.num_hospitals} (num-hospitals), not {hospital + 1}.")
+    if run.label_split == AT_SERVER:
+        raise ConfigError(
+            "label-split=server gives all labels to a server, and there is none where one hospital trains alone: take "
+            "label-split=even, with num-hospitals=1 for all images in one place."
+        )
     data = hospital_data(run, hospital)
     elsewhere = [hospital_data(run, k).test for k in range(run.num_hospitals) if k != hospital]
     return train_on(

@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,26 +20,25 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
-from jointdiff.grading import merge_grades
 from jointdiff.head import public_head, solved_heads
-from jointdiff.head_sums import no_head_sums
-from jointdiff.model import JointModel
+from jointdiff.head_sums import add_sums, no_head_sums
+from jointdiff.model import model_with
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
-from jointdiff.sample_grades import PREFIX, merge_sample_grades
-from jointdiff.showcase import make_samples
 from jointdiff.training import head_is_solved_after, select_device
 from server.aggregation import WeightedSum, weighted_means
 from server.deployment.admission import admitted
+from server.ending import show
 from server.exchange import Exchange
 from server.hospitals import Hospitals
+from server.labelled_set import LabelledSet
 from server.merging import apply_mean, merge, outliers, questionable
 from server.optimizers import initial_moments
 from server.participants import asked_to_train
 from server.questions import Questions
 from server.replies import Reply, check_update
 from server.run_state import RunState, read_state, write_state
-from server.scores import HELDOUT, Scores
+from server.scores import HELDOUT, SERVER, Scores
 from server.secure_sum import SecureSums
 from server.slices import Tensors
 
@@ -115,6 +113,7 @@ class Federation:
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self.moments = initial_moments(config.run.strategy, self.weights)  # of the server's optimiser
+        self.labelled_set = LabelledSet.of(config, record)  # the server's own, mostly none
         self._undescribed = names
         self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
 
@@ -122,11 +121,15 @@ class Federation:
         """Meet the hospitals, then take up the state of a run that is resumed, or solve the first head."""
         self.describe(minimum=self.questions.minimum)
         if state is None:
+            if self.labelled_set:
+                self.labelled_set.introduce()
             self.prepare_head(0)
             self._save()
             return
         self.round_number = state.round_number
         self.weights, self.average, self.moments = dict(state.weights), dict(state.average), dict(state.moments)
+        if self.labelled_set:
+            self.labelled_set.state = state.labelled_set
         if self.round_number:  # a crash may have come between the state and the checkpoints
             self.record.save_round(self.average, round_number=self.round_number, heldout_auc=self.record.heldout_auc)
 
@@ -154,45 +157,28 @@ class Federation:
         self.record.save_round(self.average, round_number=number, heldout_auc=heldout_auc)
 
     def _save(self) -> None:
-        write_state(self.record.folder, RunState(self.round_number, self.weights, self.average, self.moments))
+        own = self.labelled_set.state if self.labelled_set else {}
+        write_state(self.record.folder, RunState(self.round_number, self.weights, self.average, self.moments, own))
 
     def show(self, info: DatasetInfo) -> None:
-        """Let the hospitals explain decisions and grade samples; draw a panel of samples here. Unless `explain` is 0.
-
-        A model that was never trained to denoise can neither draw nor edit.
-        """
-        if self.config.run.explain and self.config.training.diffusion_weight:
-            with self.questions.ask(protocol.EXPLAIN, self.round_number, self.average, minimum=0) as answers:
-                grades = {reply.hospital: reply.report.metrics for reply in answers.good}
-            self._explained(grades)
-            self._sampled(merge_sample_grades(grades.values(), info.class_names), real=info.real)
-
-    def _explained(self, grades: Mapping[str, Mapping[str, float]]) -> None:
-        own = {
-            hospital: {name: value for name, value in found.items() if not name.startswith(PREFIX)}
-            for hospital, found in grades.items()
-        }
-        self.record.event("explained", hospitals=own, pooled=merge_grades(own.values()))
-
-    def _sampled(self, grades: Mapping[str, Any], *, real: bool) -> None:
-        """Draw samples, unless they could be copies of patients and a hospital does not allow it."""
-        against = [name for name in self.hospitals.names if name not in self._allow_samples] if real else []
-        if against:
-            reason = (
-                "The server drew no samples: they can be copies of the scans that were trained on, and not every "
-                f"hospital's policy allows it (server-samples): {', '.join(against)}."
-            )
-            self.record.event("sampled", path="", per_class=0, metrics=dict(grades), reason=reason)
-            return
-        device = select_device(self.config.run.device)
-        samples = make_samples(self.average, self.config, self.record.folder, device=device)
-        samples["metrics"] = dict(grades)
-        self.record.event("sampled", **samples)
+        """Let the hospitals explain decisions and grade samples; draw a panel of samples here."""
+        show(
+            self.average,
+            info,
+            self.config,
+            questions=self.questions,
+            record=self.record,
+            hospitals=self.hospitals.names,
+            allow_samples=self._allow_samples,
+            round_number=self.round_number,
+        )
 
     def _train(self, number: int, asked: Sequence[str]) -> None:
         """Merge the trained weights of the hospitals that are asked into the next ones."""
         started = time.monotonic()
         replies = self._trained(number, asked)
+        if self.labelled_set:
+            self.weights = dict(self.labelled_set.train(self.weights, number))
         model = self.config.model
         num_classes = 2 if model.task == "multi-label" else model.num_outputs
         for hospital, reason in questionable(replies, num_classes=num_classes).items():
@@ -243,8 +229,13 @@ class Federation:
             if not self.config.run.initial_weights:  # which bring their own standardisation
                 self._take_head(self._public_head())
             return
-        for head in solved_heads(lambda pseudo: self._head_sums(number, pseudo=pseudo), number, self.config):
+        for head in solved_heads(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
             self._take_head(head)
+
+    def _all_head_sums(self, number: int, *, pseudo: bool) -> Tensors:
+        """Return the hospitals' sums, and with them those of the server's own labelled set."""
+        sums = self._head_sums(number, pseudo=pseudo)
+        return add_sums([sums, self.labelled_set.head_sums(self.average, pseudo=pseudo)]) if self.labelled_set else sums
 
     def _head_sums(self, number: int, *, pseudo: bool) -> Tensors:
         """Return the hospitals' sums over the features of their labelled images, or of those that the head labels."""
@@ -267,9 +258,7 @@ class Federation:
 
     def _public_head(self) -> dict[str, torch.Tensor]:
         device = select_device(self.config.run.device)
-        model = JointModel(self.config.model)
-        model.load_state_dict({name: torch.tensor(array) for name, array in self.average.items()})
-        return public_head(model.to(device), self.config, device)
+        return public_head(model_with(self.config.model, self.average, device), self.config, device)
 
     def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
         """Put the head's tensors into both models, unless they are nonsense."""
@@ -292,6 +281,8 @@ class Federation:
             check=lambda reply, tensors: scores.add(reply.hospital, tensors, reply.report.withheld),
         ):
             pass  # the check reads the statistics
+        if self.labelled_set and (held_out := self.labelled_set.heldout(self.average)):
+            scores.add_heldout(SERVER, held_out)
         heldout = scores.pooled(HELDOUT)
         heldout_auc = heldout["auc"] if heldout else None
         withheld = {"withheld": scores.withheld} if scores.withheld else {}

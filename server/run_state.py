@@ -22,7 +22,7 @@ from jointdiff.storage import atomic_path
 FORMAT = "jointdiff-server-state-1"
 _FILE = re.compile(r"round-(\d+)\.safetensors")
 _NUM_KEPT = 2
-_PARTS = ("weights", "average", "moments")
+_PARTS = ("weights", "average", "moments", "labelled_set")
 Tensors = Mapping[str, np.ndarray]
 
 
@@ -34,6 +34,9 @@ class RunState:
     weights: Tensors  # what the hospitals train on next
     average: Tensors  # the server's EMA
     moments: Tensors = field(default_factory=dict)  # of the server's optimiser, {} where it has none
+    labelled_set: Tensors = field(
+        default_factory=dict
+    )  # of the training on the server's own images, {} where it has none
 
 
 def write_state(run_folder: Path, state: RunState) -> Path:
@@ -44,7 +47,9 @@ def write_state(run_folder: Path, state: RunState) -> Path:
     """
     path = _path(run_folder, state.round_number)
     tensors = {
-        f"{part}/{name}": np.ascontiguousarray(array) for part in _PARTS for name, array in getattr(state, part).items()
+        f"{part}/{name}": np.asarray(array, order="C")
+        for part in _PARTS
+        for name, array in getattr(state, part).items()
     }
     try:
         with atomic_path(path) as temporary:

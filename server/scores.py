@@ -14,6 +14,7 @@ from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
 TEST = "test"  # the hospital's share of the evaluation split
 HELDOUT = "heldout"  # the part of its kept labels that chooses `best`
 PARTS = (TEST, HELDOUT)
+SERVER = "the server"  # holds labels too where it has images of its own; a hospital's name has no space
 
 
 class Scores:
@@ -50,6 +51,10 @@ class Scores:
         names = [name for name in withheld if name.partition(".")[0] in PARTS]
         if names:
             self.withheld[hospital] = names
+
+    def add_heldout(self, holder: str, statistics: ClassificationStatistics) -> None:
+        """Count held-out labels of somebody who has no share of the evaluation split."""
+        self._found[HELDOUT][holder] = statistics
 
     def pooled(self, part: str = TEST) -> dict[str, Any] | None:
         """Return the metrics over all hospitals' images, or None where nobody sent any.

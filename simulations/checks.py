@@ -12,6 +12,7 @@ from jointdiff import storage
 from jointdiff.config import Config, RunConfig, parse_run_config, resolve, to_mapping
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.overrides import absolute_paths, parse_overrides
+from jointdiff.settings import AT_SERVER
 
 
 def find_app(simulation: str) -> Path:
@@ -105,6 +106,7 @@ def check(run: RunConfig) -> Config:
         storage.home(run.sites_home)
     # torch takes seconds to import: what can be known without it has been checked above.
     from jointdiff.data import hospital_data, info_of
+    from jointdiff.data.server_set import server_data
 
     info = info_of(run)
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
@@ -113,6 +115,8 @@ def check(run: RunConfig) -> Config:
 
     check_startable(config)
     select_device(config.run.device)
+    if run.label_split == AT_SERVER:
+        server_data(run)
     for index in range(run.num_hospitals):
         data = hospital_data(run, index)
         if config.private:

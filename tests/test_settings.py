@@ -16,7 +16,7 @@ def test_partitions_that_are_known(text: str) -> None:
     parse_run_config({"partition": text})
 
 
-@pytest.mark.parametrize("text", ["even", "dirichlet:0.5", "hospitals:1", "hospitals:3"])
+@pytest.mark.parametrize("text", ["even", "dirichlet:0.5", "hospitals:1", "hospitals:3", "server"])
 def test_label_splits_that_are_known(text: str) -> None:
     parse_run_config({"label-split": text})
 
@@ -38,6 +38,12 @@ def test_label_splits_that_are_known(text: str) -> None:
         ({"label-split": "hospitals:4"}, "more hospitals than there are (num-hospitals 3)"),
         ({"label-split": "server:1"}, "label-split 'server' takes no value"),
         ({"label-split": "dirichlet:1", "num-labels": 0}, "num-labels=0 keeps all of them"),
+        ({"server-steps": -2}, "server-steps must be at least 0, or -1 for as many as local-steps, not -2"),
+        ({"server-steps": 5}, "server-steps=5 is for label-split=server alone"),
+        ({"server-data": "x.npz", "label-split": "server"}, "server-data='x.npz' is for label-split=server with"),
+        ({"label-split": "server", "target-epsilon": 8.0}, "label-split=server and differential privacy exclude"),
+        ({"label-split": "server", "weighting": "labels"}, "label-split=server and weighting=labels exclude"),
+        ({"dataset": "sites", "classes": "a,b", "num-labels": 0, "label-split": "server"}, "needs server-data=PATH"),
         ({"participation": 0.0}, "participation must be a share of the hospitals above 0 and at most 1, not 0.0"),
         ({"participation": 1.5}, "at most 1, not 1.5"),
         ({"participation": float("nan")}, "at most 1, not nan"),

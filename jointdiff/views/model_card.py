@@ -26,7 +26,8 @@ INTENDED_USE = (
     "patient, a disease or a cause."
 )
 _SETTINGS = ("method", "preset", "strategy", "weighting", "head-weighting", "decoder-weighting", "personal",
-             "local-steps", "batch-size", "partition", "num-labels", "seed", "split-seed")  # fmt: skip
+             "local-steps", "batch-size", "partition", "num-labels", "label-split", "participation", "seed",
+             "split-seed")  # fmt: skip
 _TRAINING = ("head", "prediction", "learning-rate", "class-weight", "pseudo-weight", "ema-decay")
 
 

@@ -76,6 +76,9 @@ class ProgressPrinter:
         self._say(f"{len(hospitals)} hospitals, {run.get('num-labels') or 'all'} labels, method {run.get('method')}, "
                   f"{run.get('num-rounds')} rounds of {run.get('local-steps')} steps.")  # fmt: skip
 
+    def _on_server_set(self, event: Mapping[str, Any]) -> None:
+        self._say(f"The server holds {number(mapping(event.get('table')).get('num_labelled'))} labelled images.")
+
     def _on_round_started(self, event: Mapping[str, Any]) -> None:
         self._end_round({}, _seconds(event))
         self._round, self._training, self._open = event, {}, True

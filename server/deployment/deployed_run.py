@@ -19,6 +19,7 @@ from jointdiff import storage
 from jointdiff.config import SITES, RunConfig, parse_run_config, resolve, to_mapping
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.overrides import absolute_paths, parse_overrides, to_toml
+from jointdiff.settings import AT_SERVER
 from server.deployment import admission
 from server.deployment.control import RunStatus
 from server.deployment.superlink import Deployment
@@ -26,8 +27,8 @@ from server.follow import TASK_ENDED, Follower, Tail, Verdict, record_end
 
 # What a simulation says of the data that it deals out: real hospitals bring their own.
 _SIMULATED = (
-    "dataset", "data-root", "num-labels", "label-split", "num-hospitals", "partition", "split-seed", "sites-home",
-    "home",
+    "dataset", "data-root", "num-labels", "label-split", "server-steps", "num-hospitals", "partition", "split-seed",
+    "sites-home", "home",
 )  # fmt: skip
 PATIENCE_S = 600.0  # how long a SuperLink may be silent before a run that nobody writes is given up
 _STOPPED_S = 30.0  # for the server of a stopped run to let go of its folder
@@ -111,7 +112,7 @@ def prepare_resume(deployment: Deployment, run_name: str, overrides: Iterable[st
 
 
 def check(run: RunConfig) -> None:
-    """Build what the server will need, without data; raises JointDiffError for the first thing that is wrong."""
+    """Build what the server will need, without the hospitals' data; raises JointDiffError for what is wrong first."""
     if not run.resume and storage.run_path(Path(run.home), run.run_name).exists():
         raise RunError(
             f"A run named '{run.run_name}' is there already in {run.home}. Choose another run-name, or carry it on: "
@@ -124,6 +125,10 @@ def check(run: RunConfig) -> None:
     info = info_of(run)
     check_startable(resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task))
     select_device(run.device)
+    if run.label_split == AT_SERVER:
+        from jointdiff.data.server_set import server_data
+
+        server_data(run)
 
 
 def write_app(deployment: Deployment, run: RunConfig) -> Path:

@@ -95,6 +95,12 @@ def _text(event: Event) -> str | None:
         dropped = ", ".join(str(name) for name in mapping(event.get("dropped")))
         return (f"Round {round_number}: {what} of {len(event.get('included') or [])} hospitals summed under masks"
                 + (f"; dropped out on the way: {dropped}" if dropped else ""))  # fmt: skip
+    if kind == "server_set":
+        held = mapping(event.get("table")).get("num_labelled")
+        return f"The server holds {number(held)} labelled images of its own"
+    if kind == "server_trained":
+        return (f"Round {round_number}: the server trained on {number(event.get('num_labels'))} labelled images of its "
+                f"own in {duration(event.get('duration_s'))}")  # fmt: skip
     if kind == "round_aggregated":
         return f"Round {round_number}: {number(event.get('num_replies'))} updates merged"
     if kind == "evaluated":
