@@ -23,6 +23,8 @@ def by_dirichlet(
 ) -> np.ndarray:
     """Share each class out in proportions of its own: label skew (Hsu et al. 2019, arXiv 1909.06335).
 
+    A hospital that would be left without an image gets one of the hospital that has most.
+
     Args:
         alpha: Of the symmetric Dirichlet distribution; a small one leaves hospitals with few classes.
         rng: Which images these are.
@@ -36,6 +38,12 @@ def by_dirichlet(
         cuts = np.rint(np.cumsum(shares)[:-1] * len(members)).astype(np.int64)
         for hospital, part in enumerate(np.split(members, cuts)):
             owner[part] = hospital
+    sizes = np.bincount(owner, minlength=num_hospitals)
+    for hospital in np.flatnonzero(sizes == 0) if len(strata) >= num_hospitals else ():
+        richest = int(sizes.argmax())
+        owner[rng.choice(np.flatnonzero(owner == richest))] = hospital
+        sizes[richest] -= 1
+        sizes[hospital] = 1
     return owner
 
 

@@ -84,7 +84,7 @@ def deal(
         named = ", ".join(empty[:10]) + (f" and {len(empty) - 10} more" if len(empty) > 10 else "")
         raise DataError(
             f"partition '{partition}' leaves {named} without {what} ({len(strata)} for {num_hospitals} hospitals). Take"
-            " fewer hospitals (num-hospitals), a larger ALPHA, or another split-seed."
+            " fewer hospitals (num-hospitals) or another partition."
         )
     return shares
 

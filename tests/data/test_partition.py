@@ -38,6 +38,12 @@ def test_a_small_alpha_deals_more_unevenly_than_a_large_one() -> None:
     assert unevenness("dirichlet:1000") < 0.05 < unevenness("dirichlet:0.3")
 
 
+@pytest.mark.parametrize("num_hospitals", [3, 30, 301])
+def test_dirichlet_leaves_nobody_without_an_image(num_hospitals: int) -> None:
+    for seed in range(3):
+        assert counts_of("dirichlet:0.01", num_hospitals, seed=seed).sum(axis=1).min() >= 1
+
+
 def counts_of(partition: str, num_hospitals: int, *, seed: int = 0, strata: np.ndarray = STRATA) -> np.ndarray:
     """Return images by hospital and class, [H, 3]."""
     shares = deal(partition, strata, num_hospitals, seed=seed, num_classes=3)

@@ -42,9 +42,29 @@ def test_the_private_app_differs_in_few_defaults_and_is_private() -> None:
     assert changed == {"num-labels", "num-rounds", "local-steps", "batch-size", "target-epsilon", "explain"}
 
 
-def test_the_app_carries_no_code_and_no_dependencies() -> None:
-    assert not [path for path in APP.rglob("*") if path.suffix == ".py"]
-    project = tomllib.loads((APP / "pyproject.toml").read_text())
+SETTINGS = {
+    "1_labelled_9_unlabelled": {"num-hospitals": 10, "num-labels": 0, "label-split": "hospitals:1", "explain": 8},
+    "labels_at_server": {"label-split": "server"},
+    "class_gaps": {"dataset": "phantom:3-classes", "partition": "gaps:1"},
+    "label_skew": {"partition": "dirichlet:0.1"},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_the_app_of_a_setting_differs_in_what_makes_it_one_and_can_start(name: str, tmp_path: Path) -> None:
+    app = checks.find_app(name)
+    assert checks.app_defaults(app) == to_mapping(RunConfig()) | SETTINGS[name]
+    rows = [line.split("|")[1:3] for line in (app / "README.md").read_text().splitlines() if line.startswith("| ")]
+    told = {key.strip(): value.strip() for key, value in rows if key.strip() != "differs"}
+    assert told == {key: str(value) for key, value in SETTINGS[name].items()}
+    checks.check(checks.prepare(app, [f"home={tmp_path}"]))
+
+
+@pytest.mark.parametrize("name", ["3_hospitals", "3_hospitals_private", *SETTINGS])
+def test_an_app_carries_no_code_and_no_dependencies(name: str) -> None:
+    app = APP.with_name(name)
+    assert not [path for path in app.rglob("*") if path.suffix == ".py"]
+    project = tomllib.loads((app / "pyproject.toml").read_text())
     assert project["project"]["dependencies"] == []
     assert project["tool"]["flwr"]["app"]["components"] == {
         "serverapp": "server.app:app",
