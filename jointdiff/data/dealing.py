@@ -39,11 +39,11 @@ def by_dirichlet(
         for hospital, part in enumerate(np.split(members, cuts)):
             owner[part] = hospital
     sizes = np.bincount(owner, minlength=num_hospitals)
-    for hospital in np.flatnonzero(sizes == 0) if len(strata) >= num_hospitals else ():
+    for empty in np.flatnonzero(sizes == 0) if len(strata) >= num_hospitals else ():
         richest = int(sizes.argmax())
-        owner[rng.choice(np.flatnonzero(owner == richest))] = hospital
+        owner[rng.choice(np.flatnonzero(owner == richest))] = empty
         sizes[richest] -= 1
-        sizes[hospital] = 1
+        sizes[empty] = 1
     return owner
 
 
