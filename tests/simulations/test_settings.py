@@ -64,7 +64,7 @@ def test_unequal_sizes_weigh_in_the_mean(tiny_run):
 
 
 def test_every_round_asks_another_share_of_the_hospitals(tiny_run):
-    run = tiny_run(num_hospitals=4, participation=0.5, min_hospitals=2)
+    run = tiny_run(num_hospitals=4, participation=0.5, min_hospitals=0)
     _, events, tables = run_of(run)
     asked = [e["hospitals"] for e in of(events, "round_started")]
     trained = [[e["hospital"] for e in of(events, "hospital_replied", kind="train", round=n)] for n in (1, 2)]
