@@ -20,13 +20,16 @@ from typing import Any
 import numpy as np
 
 from jointdiff.config import RunConfig
-from jointdiff.data import HospitalData, ImageSet, hospital_data
+from jointdiff.data import HospitalData, ImageSet
+from jointdiff.data.server_set import everybody
 from jointdiff.errors import ConfigError
 from jointdiff.standalone import train_alone, train_on
 
 TOTAL, ONE_HOSPITAL = "total", "one-hospital"
 CENTRALISED_STEPS = (TOTAL, ONE_HOSPITAL)
-_OF_THE_EXCHANGE = ("strategy", "secure_aggregation", "upload", "download", "share", "min_hospitals")
+_OF_THE_EXCHANGE = (
+    "strategy", "secure_aggregation", "upload", "download", "share", "min_hospitals", "participation", "server_steps",
+)  # fmt: skip
 Listener = Callable[[dict[str, Any]], None]
 
 
@@ -67,8 +70,8 @@ def train_hospital(run: RunConfig, hospital: int, callback: Listener | None = No
 
 
 def pooled_data(run: RunConfig) -> HospitalData:
-    """Return what all hospitals hold together, as one: same images, same kept and held-out labels."""
-    parts = [hospital_data(run, k) for k in range(run.num_hospitals)]
+    """Return what all hospitals, and a server with labels, hold as one: same images, same kept and held-out labels."""
+    parts = everybody(run)
 
     def together(sets: list[ImageSet | None]) -> ImageSet | None:
         present = [part for part in sets if part is not None]

@@ -1,4 +1,4 @@
-"""The baseline without a network: logistic regression on pixels, all hospitals' kept labels in one place."""
+"""The baseline without a network: logistic regression on pixels, all kept labels in one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 import numpy as np
 
 from jointdiff.config import RunConfig
-from jointdiff.data import DatasetInfo, hospital_data
+from jointdiff.data import DatasetInfo
+from jointdiff.data.server_set import everybody
 from jointdiff.errors import ConfigError
 from simulations.named_run import Result
 
@@ -32,7 +33,7 @@ def run_pixels(run: RunConfig) -> Result:
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, roc_auc_score
 
-    parts = [hospital_data(run, k) for k in range(run.num_hospitals)]
+    parts = everybody(run)
     check_pixels(parts[0].info)
     began = time.perf_counter()
     x = np.concatenate([p.train.images[p.train.labelled] for p in parts]).reshape(-1, parts[0].train.images[0].size)

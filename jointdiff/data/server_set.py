@@ -12,12 +12,13 @@ import numpy as np
 from jointdiff.config import RunConfig
 from jointdiff.data.base import Dataset, DatasetInfo, ImageSet
 from jointdiff.data.fitting import fit
-from jointdiff.data.hospital import HospitalData, dealt_to_server
+from jointdiff.data.hospital import HospitalData, dealt_to_server, hospital_data
 from jointdiff.data.labelled_split import heldout_labels
 from jointdiff.data.npz import load_whole
 from jointdiff.data.partition import strata_of
 from jointdiff.data.registry import info_of
 from jointdiff.errors import DataError
+from jointdiff.settings import AT_SERVER
 
 
 def server_data(run: RunConfig) -> HospitalData:
@@ -40,6 +41,12 @@ def server_data(run: RunConfig) -> HospitalData:
     train = images.select(np.setdiff1d(rows, held))
     heldout = images.select(held) if len(held) else None
     return HospitalData(wanted, train, train.labels, heldout, test=images.select(held[:0]))
+
+
+def everybody(run: RunConfig) -> list[HospitalData]:
+    """Return what each hospital of a simulation holds, then what the server holds, where it has images of its own."""
+    parts = [hospital_data(run, index) for index in range(run.num_hospitals)]
+    return [*parts, server_data(run)] if run.label_split == AT_SERVER else parts
 
 
 def _labelled(data: Dataset, wanted: DatasetInfo) -> ImageSet:

@@ -9,7 +9,9 @@ from safetensors.numpy import load_file
 from jointdiff.config import RunConfig
 from jointdiff.events import read_events
 from server.participants import asked_to_train
+from simulations.baselines import centralised, pooled_data
 from simulations.local import run_local
+from simulations.pixels import run_pixels
 
 
 def of(events, name, **fields):
@@ -39,6 +41,15 @@ def test_one_labelled_hospital_and_two_without_a_label(tiny_run, method):
     assert [table["num_labelled"] for table in tables] == [16, 0, 0]
     assert [table["num_unlabelled"] for table in tables] == [0, 16, 16]
     assert of(events, "evaluated")[-1]["pooled"]["num_images"] == 18
+
+
+def test_the_baselines_see_the_servers_labels_too(tiny_run):
+    run = tiny_run(label_split="server", num_labels=12)
+    pooled = pooled_data(run)
+    assert (len(pooled.train), pooled.train.num_labelled, len(pooled.test)) == (48, 12, 18)
+    assert run_pixels(run).auc > 0.9
+    alone = centralised(tiny_run(participation=0.5), "total")
+    assert alone.participation == 1 and alone.local_steps == 6
 
 
 def test_unequal_numbers_of_labels(tiny_run):
