@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jointdiff.aggregation_rules import has_own_head
 from jointdiff.errors import ConfigError, nearest
 
 if TYPE_CHECKING:
@@ -146,10 +147,18 @@ def _check_server(run: RunConfig) -> None:
             "label-split=server and differential privacy exclude each other: the server would learn from its own "
             "images without noise, and no ledger would speak of them. Leave target-epsilon and noise-multiplier out."
         )
-    if run.weighting == "labels" and not run.over_sites:
+    if run.over_sites:  # hospitals may have labels too
+        return
+    for key in ("weighting", "head_weighting", "decoder_weighting"):
+        if getattr(run, key) == "labels":
+            raise ConfigError(
+                f"label-split=server and {key.replace('_', '-')}=labels exclude each other: no hospital has a label. "
+                "Take images or equal."
+            )
+    if has_own_head(run):
         raise ConfigError(
-            "label-split=server and weighting=labels exclude each other: no hospital has a label. Take "
-            "weighting=images or equal."
+            "label-split=server and personal=head exclude each other: no hospital has labels for a head of its own. "
+            "Leave personal out."
         )
 
 

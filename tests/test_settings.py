@@ -43,6 +43,8 @@ def test_label_splits_that_are_known(text: str) -> None:
         ({"server-data": "x.npz", "label-split": "server"}, "server-data='x.npz' is for label-split=server with"),
         ({"label-split": "server", "target-epsilon": 8.0}, "label-split=server and differential privacy exclude"),
         ({"label-split": "server", "weighting": "labels"}, "label-split=server and weighting=labels exclude"),
+        ({"label-split": "server", "head-weighting": "labels"}, "label-split=server and head-weighting=labels exclude"),
+        ({"label-split": "server", "personal": "head"}, "label-split=server and personal=head exclude"),
         ({"dataset": "sites", "classes": "a,b", "num-labels": 0, "label-split": "server"}, "needs server-data=PATH"),
         ({"participation": 0.0}, "participation must be a share of the hospitals above 0 and at most 1, not 0.0"),
         ({"participation": 1.5}, "at most 1, not 1.5"),
