@@ -29,6 +29,7 @@ TOTAL, ONE_HOSPITAL = "total", "one-hospital"
 CENTRALISED_STEPS = (TOTAL, ONE_HOSPITAL)
 _OF_THE_EXCHANGE = (
     "strategy", "secure_aggregation", "upload", "download", "share", "min_hospitals", "participation", "server_steps",
+    "weighting", "head_weighting", "decoder_weighting", "personal",
 )  # fmt: skip
 Listener = Callable[[dict[str, Any]], None]
 

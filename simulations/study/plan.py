@@ -155,8 +155,9 @@ def _cells(
                 yield method, count, CENTRALISED
             if name in study.local_only:
                 yield method, count, LOCAL_ONLY
-    if study.upper:
-        yield study.methods[study.upper], 0, FEDERATED
+    if study.upper:  # every label at its own hospital, however a setting deals the few
+        method = study.methods[study.upper]
+        yield replace(method, run={**method.run, "label-split": "even"}), 0, FEDERATED
 
 
 def _run_of(
