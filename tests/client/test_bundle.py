@@ -80,7 +80,7 @@ def test_it_looks_before_flower_unpacks(tmp_path):
         "runtime = importlib.import_module('flwr.supernode.runtime.run_clientapp');"
         f"content = pathlib.Path({str(bad)!r}).read_bytes();"
         "command.flwr_clientapp = lambda: runtime.install_from_fab(content, skip_prompt=True);"
-        "main()"
+        f"main({str(tmp_path)!r})"
     )
     environment = {**os.environ, "FLWR_HOME": str(home)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
