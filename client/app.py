@@ -2,8 +2,8 @@
 
 Around all of it stands the gate (gate.py): it lets out what the allow-list declares, and writes the manifest of it.
 
-Names of the records: "instructions" (a config record with one JSON text) and "arrays" on the way in; "report" and
-"arrays" on the way out.
+Names of the records: "instructions" (a config record with one JSON text) and "arrays" (parcels) on the way in;
+"report" and "arrays" on the way out, which the gate packs.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 
 from client import border
 from client.gate import GatedApp
+from jointdiff import parcels
 
 app = GatedApp()
 
@@ -77,7 +78,7 @@ def _answer(message: Message) -> Message:
 
 def _unpack(content: RecordDict) -> dict[str, np.ndarray]:
     arrays = content.array_records.get("arrays", ArrayRecord())
-    return {name: array.numpy() for name, array in arrays.items()}
+    return parcels.unpack_all(array.numpy() for array in arrays.values())
 
 
 def _pack(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:

@@ -23,6 +23,7 @@ from flwr.clientapp import ClientApp
 from client import border, egress, manifest, site_config, site_log
 from client.egress import StoppedError
 from client.safe_text import safe_reason
+from jointdiff import parcels
 from jointdiff.errors import JointDiffError
 from jointdiff.protocol import RoundInstructions, RoundReport
 
@@ -159,16 +160,19 @@ def _read_array(name: str, array: Array) -> np.ndarray:
 
 def _pack(report: RoundReport, arrays: Mapping[str, np.ndarray]) -> RecordDict:
     """Return the content of a reply: the arrays are written anew, so that no byte beside their numbers travels."""
-    packed = ArrayRecord({name: Array(np.array(array, order="C")) for name, array in arrays.items()})
+    packed = ArrayRecord({name: Array(parcel) for name, parcel in parcels.pack(arrays).items()})
     return RecordDict({"report": ConfigRecord({"json": report.to_json()}), "arrays": packed})
 
 
 def _entry(kind: str, content: RecordDict, stopped: str) -> dict[str, Any]:
     """Return the manifest's entry of a reply, from the very records that are about to leave."""
     text = str(content["report"]["json"])
+    arrays = content.array_records["arrays"]
     tensors = [
-        manifest.Tensor(name, array.shape, array.dtype, array.data)
-        for name, array in content.array_records["arrays"].items()
+        manifest.Tensor(name, tensor.shape, str(tensor.dtype), tensor.tobytes())
+        for array in arrays.values()
+        for name, tensor in sorted(parcels.unpack(array.numpy()).items())
     ]
-    entry = manifest.entry_of(kind, text, tensors, envelope_bytes=len("json"))
+    around = arrays.count_bytes() - sum(len(tensor.data) + len(tensor.name) for tensor in tensors)
+    entry = manifest.entry_of(kind, text, tensors, envelope_bytes=len("json") + around)
     return entry | ({"stopped": stopped} if stopped else {})

@@ -36,7 +36,7 @@ class Tensor:
     name: str
     shape: Sequence[int]
     dtype: str
-    data: bytes  # with the header that the format puts before the numbers
+    data: bytes  # its numbers, row by row
 
 
 @dataclass
@@ -65,7 +65,7 @@ def entry_of(kind: str, report_text: str, tensors: Sequence[Tensor], *, envelope
         kind: Of the question.
         report_text: The report's JSON, as it is sent; its values are listed one by one.
         tensors: What is sent beside it.
-        envelope_bytes: Of the names around report and tensors.
+        envelope_bytes: Of what stands around report and tensors: headers of the format.
     """
     report = json.loads(report_text)
     return {

@@ -11,6 +11,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+from jointdiff import parcels
 from jointdiff.protocol import CODES, RoundInstructions, RoundReport
 
 MAX_REPORT_CHARACTERS = 1_000_000
@@ -50,8 +51,17 @@ def pack(instructions: RoundInstructions, arrays: ArrayRecord) -> RecordDict:
 
 
 def to_arrays(tensors: Mapping[str, np.ndarray]) -> ArrayRecord:
-    """Return tensors as Flower's record, with their names."""
-    return ArrayRecord({name: Array(np.asarray(array)) for name, array in tensors.items()})
+    """Return tensors as Flower's record of parcels."""
+    return ArrayRecord({name: Array(parcel) for name, parcel in parcels.pack(tensors).items()})
+
+
+def from_arrays(arrays: ArrayRecord) -> dict[str, np.ndarray]:
+    """Return the tensors of a record of parcels, which is emptied: Flower's records hold each other in cycles.
+
+    Raises:
+        ValueError: It holds something else.
+    """
+    return parcels.unpack_all(arrays.pop(name).numpy() for name in list(arrays))  # no model is in memory twice
 
 
 def num_bytes(content: RecordDict) -> int:
@@ -69,9 +79,7 @@ def read_reply(hospital: str, message: Message, *, bytes_in: int = 0) -> Reply:
     bytes_out = num_bytes(message.content)
     try:
         report = _read_report(str(message.content.config_records["report"]["json"]), hospital)
-        arrays = message.content.array_records["arrays"]
-        # One by one: no model is in memory twice, and Flower's records, which hold each other in cycles, keep none.
-        tensors = {name: arrays.pop(name).numpy() for name in list(arrays)}
+        tensors = from_arrays(message.content.array_records["arrays"])
     except Exception as error:  # the sender is not trusted: any error here is its fault, not ours
         reason = f"its reply cannot be read ({error})" if isinstance(error, _BadReportError) else (
             f"its reply cannot be read ({type(error).__name__})")  # fmt: skip

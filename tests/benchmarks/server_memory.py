@@ -23,7 +23,7 @@ RULES = STRATEGIES
 def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, float]:
     """Merge one round of `num_hospitals` replies and return the peak growth in bytes and the seconds."""
     import numpy as np
-    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+    from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
     from jointdiff.config import Config, RunConfig
     from jointdiff.ema import moving_average
@@ -33,7 +33,7 @@ def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, flo
     from server.merging import merge, outliers
     from server.optimizers import initial_moments
     from server.questions import Questions
-    from server.replies import check_update
+    from server.replies import check_update, to_arrays
     from server.run_state import RunState, write_state
     from simulations.local import LocalGrid
 
@@ -47,7 +47,8 @@ def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, flo
         # Layer by layer: what is measured is the server's memory, not that of a hospital in the same process.
         arrays = {}
         for name, w in weights.items():
-            arrays[name] = Array(w + own.standard_normal(w.shape, dtype=np.float32))
+            layer = {name: w + own.standard_normal(w.shape, dtype=np.float32)}
+            arrays |= {f"{name}-{parcel}": array for parcel, array in to_arrays(layer).items()}
         report = RoundReport(asked.hospital, num_images=100).to_json()
         content = RecordDict({"report": ConfigRecord({"json": report}), "arrays": ArrayRecord(arrays)})
         return Message(content, reply_to=message)

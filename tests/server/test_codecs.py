@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord
 from safetensors.numpy import load_file
 
 from jointdiff import codec_wire
@@ -19,6 +18,7 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.events import read_events
 from jointdiff.preparation import initial_weights, prepare
 from server.exchange import Exchange
+from server.replies import from_arrays, to_arrays
 from server.rounds import run_federation
 from simulations.local import LocalGrid, run_local
 
@@ -131,8 +131,7 @@ class _Spoiling(LocalGrid):
         asked = json.loads(str(message.content["instructions"]["json"]))
         reply = super()._answer(message)
         if asked["hospital"] == "hospital-2" and asked["kind"] in ("train", "head") and asked["round"] == 1:
-            arrays = {name: array.numpy() for name, array in reply.content["arrays"].items()}
-            reply.content["arrays"] = ArrayRecord({n: Array(a) for n, a in self._spoil(arrays).items()})
+            reply.content["arrays"] = to_arrays(self._spoil(from_arrays(reply.content["arrays"])))
         return reply
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import round as client_round
 from client.app import app as client_app
@@ -21,6 +21,7 @@ from jointdiff.errors import RunError
 from jointdiff.events import read_events
 from jointdiff.protocol import RoundInstructions, RoundReport
 from server import questions
+from server.replies import from_arrays, to_arrays
 from server.rounds import run_federation
 from simulations.local import LocalGrid, run_local
 
@@ -34,8 +35,8 @@ def _no_waiting(monkeypatch):
 
 def changed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Message], list[Message]]:
     def spoil(reply):
-        arrays = {name: Array(change(a.numpy())) for name, a in reply.content["arrays"].items()}
-        reply.content["arrays"] = ArrayRecord(arrays)
+        tensors = from_arrays(reply.content["arrays"])
+        reply.content["arrays"] = to_arrays({name: change(tensor) for name, tensor in tensors.items()})
         return [reply]
 
     return spoil

@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 
 from jointdiff.protocol import RoundReport
-from server.replies import check_update, read_reply
+from server.replies import check_update, read_reply, to_arrays
 from simulations.local import LocalGrid
 
 
@@ -25,7 +25,7 @@ def _report(**changes) -> str:
 
 
 def test_a_good_reply_is_read():
-    arrays = ArrayRecord({"w": Array(np.ones((2, 3), np.float32))})
+    arrays = to_arrays({"w": np.ones((2, 3), np.float32)})
     reply = read_reply("hospital-1", _message(_report(metrics={"loss": 1}), arrays), bytes_in=7)
     assert reply.ok and reply.report.num_images == 5 and reply.report.metrics == {"loss": 1.0}
     assert np.array_equal(reply.tensors["w"], np.ones((2, 3), np.float32))
@@ -84,7 +84,7 @@ def test_metrics_that_are_no_numbers_are_dropped_and_texts_cannot_move_the_curso
 
 
 def test_tensors_of_a_failed_report_are_not_used():
-    arrays = ArrayRecord({"w": Array(np.ones(2, np.float32))})
+    arrays = to_arrays({"w": np.ones(2, np.float32)})
     assert read_reply("hospital-1", _message(_report(status="failed"), arrays)).tensors == {}
 
 

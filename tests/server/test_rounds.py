@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from safetensors.numpy import load_file
 
 from client import border
@@ -23,6 +23,7 @@ from jointdiff.events import read_events
 from jointdiff.preparation import prepare
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.record import RunRecord
+from server.replies import from_arrays, to_arrays
 from server.rounds import Federation, run_federation
 from simulations.local import LocalGrid
 
@@ -47,8 +48,8 @@ def spoil(
     def fault(message, asked, honest):
         reply = honest()
         if (asked.hospital, asked.round, asked.kind) == (hospital, round_number, kind):
-            arrays = {name: Array(change(a.numpy())) for name, a in reply.content["arrays"].items()}
-            reply.content["arrays"] = ArrayRecord(arrays)
+            tensors = from_arrays(reply.content["arrays"])
+            reply.content["arrays"] = to_arrays({name: change(tensor) for name, tensor in tensors.items()})
         return reply
 
     return fault

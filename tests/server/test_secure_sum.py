@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message
+from flwr.app import ConfigRecord, Message
 from safetensors.numpy import load_file
 
 from client import round as client_round
 from client import secure_sum as site_sum
 from client.app import app as client_app
-from jointdiff import head, protocol, quorum, secure_sum
+from jointdiff import head, parcels, protocol, quorum, secure_sum
 from jointdiff.config import RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError, RunError
 from jointdiff.events import read_events
@@ -23,6 +23,7 @@ from server import questions, rounds
 from server.aggregation import fedavg, merge_statistics
 from server.hospitals import Hospitals
 from server.merging import change_norm
+from server.replies import to_arrays
 from server.rounds import run_federation
 from server.run_state import read_state
 from server.slices import InMemory
@@ -97,7 +98,7 @@ class Inbox(LocalGrid):
         self._app = client_app
         if not reply.has_error():
             report = RoundReport.from_json(str(reply.content["report"]["json"]))
-            arrays = {name: array.numpy() for name, array in reply.content["arrays"].items()}
+            arrays = parcels.unpack_all(array.numpy() for array in reply.content["arrays"].values())
             self.arrived.append((asked, report, arrays))
         return reply
 
@@ -359,7 +360,7 @@ def test_a_hospital_whose_training_diverges_refuses_and_is_named(tiny_run, monke
 
 def _resent(reply, report, payload, arrays):
     reply.content["report"] = ConfigRecord({"json": replace(report, payload=payload).to_json()})
-    reply.content["arrays"] = ArrayRecord({name: Array(np.asarray(array)) for name, array in arrays.items()})
+    reply.content["arrays"] = to_arrays(arrays)
     return reply
 
 
