@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
 from jointdiff.errors import JointDiffError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells say
+NOBODY_READS = 141  # 128 + SIGPIPE
 
 
 def exit_code_of(command: Callable[[], int | None]) -> int:
-    """Run a command and return its exit code; our own errors and Ctrl-C become a line on standard error."""
+    """Run a command and return its exit code; our own errors and Ctrl-C become a line on standard error.
+
+    Whoever reads the output may stop reading: that ends a command quietly.
+    """
     try:
         return int(command() or 0)
     except JointDiffError as error:
@@ -22,3 +27,10 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         sys.stderr.write("stopped by SIGINT.\n")
         return INTERRUPTED
+    except BrokenPipeError:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return NOBODY_READS
+        raise

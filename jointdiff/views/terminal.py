@@ -45,6 +45,7 @@ class ProgressPrinter:
         self._answered = 0
         self._asked = 0
         self._open = False
+        self._told_withheld = False
 
     def __enter__(self) -> ProgressPrinter:
         return self
@@ -109,7 +110,12 @@ class ProgressPrinter:
         self._refresh("evaluating")
 
     def _on_evaluated(self, event: Mapping[str, Any]) -> None:
-        self._end_round(mapping(event.get("pooled")), _seconds(event))
+        pooled = mapping(event.get("pooled"))
+        self._end_round(pooled, _seconds(event))
+        if not pooled and not self._told_withheld and (who := list(mapping(event.get("withheld")))):
+            self._told_withheld = True
+            self._say(f"No AUC: {', '.join(who)} withhold their test statistics (min-cell-count in site.yaml: too few "
+                      "test scans of a class).")  # fmt: skip
 
     def _on_sampled(self, event: Mapping[str, Any]) -> None:
         if event.get("reason"):

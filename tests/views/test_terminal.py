@@ -55,6 +55,15 @@ def test_a_failure_ends_with_its_cause() -> None:
     assert lines == ["Run failed: no hospital answered"]
 
 
+def test_why_there_is_no_auc_is_told_once() -> None:
+    withheld = {"st-anna": ["test", "heldout"], "north": ["test"]}
+    rounds = [clock("evaluated", at, round=at, pooled=None, withheld=withheld) for at in (1, 2)]
+    (line,) = [line for line in lines_of(rounds) if "No AUC" in line]
+    assert "st-anna, north" in line and "min-cell-count" in line
+    known = clock("evaluated", 3, round=3, pooled={"auc": 0.5}, withheld={"north": ["test"]})
+    assert not [line for line in lines_of([known]) if "No AUC" in line]
+
+
 def test_trouble_is_told_at_once() -> None:
     (line,) = lines_of([clock("hospital_refused", 0, round=3, hospital="h", kind="train", reason="budget is spent")])
     assert "h refused" in line and "budget is spent" in line
