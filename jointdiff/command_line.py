@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -28,9 +29,14 @@ def exit_code_of(command: Callable[[], int | None]) -> int:
         sys.stderr.write("stopped by SIGINT.\n")
         return INTERRUPTED
     except BrokenPipeError:
-        try:
-            sys.stdout.flush()
-        except BrokenPipeError:  # `| head` has seen enough; Python would complain once more at its end
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return NOBODY_READS
-        raise
+        if not _nobody_reads():
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more at its end
+        return NOBODY_READS
+
+
+def _nobody_reads() -> bool:
+    """Say whether standard output is a pipe whose reader has gone, as with `| head`."""
+    look = select.poll()
+    look.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(state & select.POLLERR for _, state in look.poll(0))
