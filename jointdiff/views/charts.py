@@ -38,17 +38,19 @@ def line_chart(
     y_range: tuple[float, float] | None = None,
     x_range: tuple[float, float] | None = None,
     note: str = "",
+    missing: str = "Not measured in this run.",
 ) -> Html:
-    """Return a figure: title, chart, legend. Without any measured point it says so.
+    """Return a figure: title, chart, legend.
 
     Args:
+        missing: What stands there where no point is known.
         y_range: Limits that the y axis keeps inside, e.g. (0, 1) for shares; None follows the data.
         x_range: The x axis, so that charts beside each other share it; None follows the data.
     """
     caption = element("figcaption", element("b", title), f" {note}" if note else None)
     drawn = [line for line in series if line.known]
     if not drawn:
-        return element("figure", caption, element("p", "Not measured in this run.", class_="soft"))
+        return element("figure", caption, element("p", missing, class_="soft"))
     xs = [x for line in drawn for x, _ in line.known]
     ys = [y for line in drawn for _, y in line.known]
     y_ticks = nice_ticks(*_limits(ys, y_range))

@@ -57,9 +57,10 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
         return None
     numbers = [float(event["round"]) for event in run.of("round_started", "evaluated")]
     rounds = (min(numbers), max(*numbers, float(last_round or 0), min(numbers))) if numbers else None
+    why = {"missing": "Withheld by the hospitals: see “On the test images”."} if run.final.get("withheld") else {}
     charts = [
-        line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1), x_range=rounds),
-        line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1), x_range=rounds),
+        line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1), x_range=rounds, **why),
+        line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1), x_range=rounds, **why),
         line_chart("Denoising loss", _trained(run, "loss_diffusion"), x_range=rounds, note="per image, in training"),
         line_chart(
             "Label losses",
