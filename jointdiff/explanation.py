@@ -14,11 +14,11 @@ from jointdiff.config import Config
 from jointdiff.counterfactual import (
     DEFAULT_METHOD,
     METHODS,
-    CounterfactualSettings,
     default_targets,
     typical_margins,
 )
 from jointdiff.data import HospitalData, ImageSet
+from jointdiff.edit_task import CounterfactualSettings
 from jointdiff.evaluation import predict
 from jointdiff.explanation_parts import Part, Parts, clear
 from jointdiff.fidelity import FeatureNet

@@ -75,11 +75,15 @@ def guide_to_margin(
     originals: torch.Tensor,
     l1: float = 0.0,
     region: torch.Tensor | None = None,
+    distance: LogProb | None = None,
+    distance_share: float = 0.0,
 ) -> Denoiser:
     """Guide on the input, just far enough: the estimate of x_0 takes a Newton step towards the wanted margin.
 
     x_0 <- x_0 + (wanted - m) / |grad m|^2 * grad m, nothing where m >= wanted: the step of DeepFool (Moosavi-Dezfooli
     et al. 2016), taken at every denoising step, so that no scale has to be searched and guidance stops by itself.
+    With a distance d >= 0 the estimate first takes back a share of it, x_0 <- x_0 - share * d / |grad d|^2 * grad d
+    (the step of Polyak 1969 towards d = 0), and the step above makes up for what that costs the margin.
 
     Args:
         margin: Maps x_0 [B,C,H,W] to log p / (1 - p) of what is wanted: [B].
@@ -90,6 +94,8 @@ def guide_to_margin(
         originals: [B,C,H,W].
         region: Soft mask in [0,1], [B,1,H,W]: the estimate differs from the originals inside it alone (as in RePaint,
             Lugmayr et al. 2022). None: the whole image.
+        distance: Maps x_0 [B,C,H,W] to its distance from the originals, such as between features: [B].
+        distance_share: 0 to 1.
     """
 
     def guided(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -102,16 +108,38 @@ def guide_to_margin(
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
         if region is not None:
             gradient = region * gradient
-        squared = gradient.flatten(1).square()
-        length = (wanted - value.detach()).clamp(min=0) / squared.sum(dim=1).clamp(min=1e-12)
-        longest = max_step / squared.mean(dim=1).sqrt().clamp(min=1e-12)
-        x0 = x0 + length.minimum(longest).view(-1, 1, 1, 1) * gradient
+        missing = wanted - value.detach()
+        if distance is not None:
+            back = _way_back(distance, x0, share=distance_share, max_step=max_step, region=region)
+            missing = missing - (gradient * back).flatten(1).sum(dim=1)
+            x0 = x0 + back
+        x0 = x0 + _towards(gradient, missing, max_step)
         if l1:
             edit = x0 - originals
             x0 = originals + edit.sign() * (edit.abs() - l1).clamp(min=0)
         return x0.clamp(-1, 1)
 
     return guided
+
+
+def _towards(gradient: torch.Tensor, change: torch.Tensor, max_step: float) -> torch.Tensor:
+    """Return the least step that changes a linear function by `change` [B], where that is > 0; max_step at most."""
+    squared = gradient.flatten(1).square()
+    length = change.clamp(min=0) / squared.sum(dim=1).clamp(min=1e-12)
+    longest = max_step / squared.mean(dim=1).sqrt().clamp(min=1e-12)
+    return length.minimum(longest).view(-1, 1, 1, 1) * gradient
+
+
+def _way_back(
+    distance: LogProb, x0: torch.Tensor, *, share: float, max_step: float, region: torch.Tensor | None
+) -> torch.Tensor:
+    """Return the step that takes back a share of the distance, inside the region."""
+    with torch.enable_grad():
+        leaf = x0.detach().requires_grad_(True)
+        value = distance(leaf)
+        (gradient,) = torch.autograd.grad(value.sum(), leaf)
+    gradient = -gradient if region is None else -region * gradient
+    return _towards(gradient, share * value.detach(), max_step)
 
 
 def guide_through_denoiser(

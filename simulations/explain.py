@@ -25,6 +25,7 @@ from jointdiff.config import EVAL_SPLITS, Config, parse_run_config
 from jointdiff.controls import Edits, all_controls
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets
 from jointdiff.data import ImageSet, hospital_data, info_of
+from jointdiff.edit_task import CounterfactualSettings
 from jointdiff.errors import CheckpointError, ConfigError, RunError, nearest
 from jointdiff.evaluation import predict
 from jointdiff.explanation import MAX_REFERENCES, choose_scans, references
@@ -36,6 +37,7 @@ from jointdiff.referee import Referee
 from jointdiff.reproducibility import SERVER, generator_for, seed_for
 from jointdiff.schedule import SCHEDULES
 from jointdiff.training import select_device
+from simulations.explain_settings import DEFAULTS, settings_of
 from simulations.explain_table import BASELINE, EVERYWHERE, Row, directions, notes, table
 
 BATCH_SIZE = 32  # scans that a method explains before the next has its turn
@@ -85,7 +87,13 @@ def open_run(folder: Path, *, split: str, device: torch.device) -> Run:
 
 
 def take_turns(
-    methods: Sequence[str], run: Run, model: JointModel, scans: np.ndarray, targets: np.ndarray, others: ImageSet
+    methods: Sequence[str],
+    run: Run,
+    model: JointModel,
+    scans: np.ndarray,
+    targets: np.ndarray,
+    others: ImageSet,
+    settings: CounterfactualSettings | None = None,
 ) -> dict[str, Edits]:
     """Explain scans by several methods in one process, in turns batch by batch; each begins a batch as often.
 
@@ -94,6 +102,7 @@ def take_turns(
         scans: uint8 [N,H,W,C].
         targets: int64 [N].
         others: Scans that say how sure the model typically is (explanation.references).
+        settings: None: the defaults.
     """
     training, device = run.config.training, run.device
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
@@ -105,14 +114,22 @@ def take_turns(
         first = turn % len(methods)
         for name in (*methods[first:], *methods[:first]):
             wanted = torch.from_numpy(aims).to(device)
-            made = METHODS[name](model, images, wanted, alpha_bar, prediction=training.prediction, references=known)
+            made = METHODS[name](
+                model, images, wanted, alpha_bar, prediction=training.prediction, settings=settings, references=known
+            )
             found = made.found.cpu().numpy()
             parts[name].append(Edits(to_uint8(made.images), aims, found, made.seconds_per_image))
     return {name: Edits.together(part) for name, part in parts.items()}
 
 
 def grade_run(
-    run: Run, methods: Sequence[str], *, num_scans: int, controls: Sequence[str], say: Callable[[str], None]
+    run: Run,
+    methods: Sequence[str],
+    *,
+    num_scans: int,
+    controls: Sequence[str],
+    say: Callable[[str], None],
+    edits_by: CounterfactualSettings | None = None,
 ) -> tuple[list[Row], dict[str, Any]]:
     """Explain scans of all hospitals of a run and grade them together.
 
@@ -120,6 +137,7 @@ def grade_run(
         num_scans: In all; every hospital gives its share, or all it has.
         controls: Those of the methods that are shown with their four controls.
         say: Takes lines of progress.
+        edits_by: How edits are searched; None: the defaults.
 
     Returns:
         Rows, and facts of the run: name, num_scans, referee_accuracy, kid_scale.
@@ -139,14 +157,14 @@ def grade_run(
         probs = predict(run.model, scans.images, device=run.device)
         targets = default_targets(torch.from_numpy(probs), task=run.config.model.task).numpy()
         if not chosen:  # what a first call costs is nobody's time
-            take_turns(methods, run, run.model, scans.images[:1], targets[:1], others)
-        made = take_turns(methods, run, run.model, scans.images, targets, others)
+            take_turns(methods, run, run.model, scans.images[:1], targets[:1], others, edits_by)
+        made = take_turns(methods, run, run.model, scans.images, targets, others, edits_by)
         chosen.append(scans)
         for name in methods:
             edits.setdefault((name, ""), []).append(made[name])
             if name not in controls:
                 continue
-            again = partial(_explain_by, name, run, others)
+            again = partial(_explain_by, name, run, others, edits_by)
             generator = generator_for(settings.seed, k, 0, "controls of explanations")
             found = all_controls(
                 again, run.model, scans.images, made[name], probs, generator=generator, device=run.device
@@ -165,9 +183,15 @@ def grade_run(
 
 
 def _explain_by(
-    name: str, run: Run, others: ImageSet, model: JointModel, scans: np.ndarray, targets: np.ndarray
+    name: str,
+    run: Run,
+    others: ImageSet,
+    settings: CounterfactualSettings | None,
+    model: JointModel,
+    scans: np.ndarray,
+    targets: np.ndarray,
 ) -> Edits:
-    return take_turns([name], run, model, scans, targets, others)[name]
+    return take_turns([name], run, model, scans, targets, others, settings)[name]
 
 
 def _judge(
@@ -270,6 +294,7 @@ def _command(options: argparse.Namespace) -> None:
     if options.num_scans < 1:
         raise ConfigError(f"--num-scans must be at least 1, not {options.num_scans}.")
     output = storage.writable(options.json) if options.json else None
+    chosen = settings_of(options.set)
     device = select_device(parse_run_config({"device": options.device}).device)
     folders = dict.fromkeys(Path(folder).resolve() for folder in options.folders)
     runs = [open_run(folder, split=options.split, device=device) for folder in folders]
@@ -278,7 +303,12 @@ def _command(options: argparse.Namespace) -> None:
     facts: list[dict[str, Any]] = []
     for run in runs:
         found, fact = grade_run(
-            run, methods, num_scans=options.num_scans, controls=controls, say=partial(print, file=sys.stderr)
+            run,
+            methods,
+            num_scans=options.num_scans,
+            controls=controls,
+            say=partial(print, file=sys.stderr),
+            edits_by=chosen,
         )
         rows += found
         facts.append(fact)
@@ -286,6 +316,7 @@ def _command(options: argparse.Namespace) -> None:
     if output is not None:
         output.parent.mkdir(parents=True, exist_ok=True)
         content = {"schema_version": 1, "split": options.split, "feature_net": net.name, "runs": facts}
+        content["settings"] = vars(chosen)
         storage.write_json(output, content | {"rows": [vars(row) for row in rows]})
     print(notes(facts, split=options.split, feature_net=net.name))
     for direction in dict.fromkeys(row.direction for row in rows):
@@ -305,6 +336,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         const="",
         metavar="METHODS",
         help="also four controls of these methods (default: of all)",
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="how edits are searched, other than by default: "
+        f"{', '.join(f'{name}={text}' for name, text in DEFAULTS.items())}",
     )
     parser.add_argument("--device", default="auto", help="auto | cpu | cuda | cuda:N (default: auto)")
     parser.add_argument("--json", default="", metavar="PATH", help="also write every run's grades to this file")

@@ -13,12 +13,12 @@ from jointdiff.counterfactual import (
     DEFAULT_METHOD,
     METHODS,
     MIN_TYPICAL,
-    CounterfactualSettings,
     default_targets,
     explain,
     typical_margins,
 )
 from jointdiff.data import hospital_data
+from jointdiff.edit_task import CounterfactualSettings
 from jointdiff.head import head_statistics, solve_head
 from jointdiff.model import JointModel, to_network
 from jointdiff.schedule import cosine_alpha_bar
