@@ -27,10 +27,12 @@ from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
 from jointdiff.sample_grades import grade_samples
 from jointdiff.schedule import SCHEDULES
+from jointdiff.storage import written
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
 BATCH_SIZE = 64  # scans edited at a time
 Progress = Callable[[int, int], None]
+CARRY_ON = "What is whole stays: free the disk and explain again, and only what is missing is made."
 MAX_REFERENCES = 400  # scans that say how sure the model typically is
 
 
@@ -47,6 +49,7 @@ class Explanations:
     seconds_per_image: float
 
 
+@written("The explanations", then=CARRY_ON)
 def explain_site(
     model: JointModel,
     data: HospitalData,
@@ -69,6 +72,9 @@ def explain_site(
 
     Returns:
         The grades, scalars that may leave the site, and the number of scans behind them.
+
+    Raises:
+        RunError: The disk is full, or the like. What is whole stays, and is carried on by the next call.
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
     others = data.test.select(np.arange(min(len(data.test), MAX_REFERENCES)))

@@ -5,6 +5,7 @@ Shapes: N scans, K outputs, H x W pixels, C channels.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from jointdiff.evaluation import predict
 from jointdiff.explanation import Explanations, explain_scans, gallery_items
 from jointdiff.grading import CHANGE_THRESHOLD, grade
 from jointdiff.scans import read_scans
-from jointdiff.storage import writable
+from jointdiff.storage import writable, written
 from jointdiff.trained import Trained
 from jointdiff.views.gallery import write_gallery
 
@@ -84,23 +85,31 @@ def new_folder(path: Path | str) -> Path:
 def write_page(
     folder: Path, trained: Trained, explained: OwnExplanations, *, title: str, show_names: bool = False
 ) -> Path:
-    """Write the gallery of explained scans; return the absolute path of its page.
+    """Write the gallery of explained scans into a new folder, or nothing; return the absolute path of its page.
 
     Args:
         show_names: Whether it names the files: names often tell who a patient is.
+
+    Raises:
+        RunError: The disk is full, or the like.
     """
     items = gallery_items(explained.found)
     if show_names:
         items = [replace(item, name=name) for item, name in zip(items, explained.names, strict=True)]
-    return write_gallery(
-        folder,
-        items=items,
-        metrics=explained.grades,
-        class_names=trained.class_names,
-        title=title,
-        real=True,  # whoever brings scans: they may be of people, and are to be treated so
-        task="multi-class" if trained.config.model.task == MULTI_CLASS else "multi-label",
-    )
+    try:
+        with written("The explanations", then=f"Free the disk of {folder}, or name another with --output."):
+            return write_gallery(
+                folder,
+                items=items,
+                metrics=explained.grades,
+                class_names=trained.class_names,
+                title=title,
+                real=True,  # whoever brings scans: they may be of people, and are to be treated so
+                task="multi-class" if trained.config.model.task == MULTI_CLASS else "multi-label",
+            )
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def check_method(name: str) -> None:

@@ -177,6 +177,29 @@ def write_atomic(path: Path, content: bytes | str, *, private: bool = False) -> 
     return Path(os.path.abspath(path))
 
 
+def remove_temporaries(folder: Path) -> None:
+    """Remove what processes that were killed within `atomic_path` left in a folder that nobody else writes now."""
+    for path in folder.glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def written(what: str, *, then: str) -> Iterator[None]:
+    """Turn what the disk refuses within the block into one clear error, whose text names no path and so may travel.
+
+    Args:
+        what: That is written, in the plural, at the start of a sentence.
+        then: A sentence: what stays, and what to do.
+
+    Raises:
+        RunError: The disk is full, read-only, or the like.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{what} cannot be written: {error.strerror or type(error).__name__}. {then}") from error
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on a file, made if needed; another process waits for it. A process that dies lets go."""

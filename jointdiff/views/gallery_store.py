@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jointdiff.storage import write_atomic
+from jointdiff.storage import remove_temporaries, write_atomic
 from jointdiff.views.gallery_item import KINDS, GalleryItem, Record, Task, digest, record_of
 from jointdiff.views.images import difference_map, write_png
 
@@ -97,7 +97,8 @@ class Store:
         write_png(self._folder / record.picture("difference"), painted(item.scan, item.counterfactual))
 
     def close(self) -> None:
-        """Leave the record of this gallery alone, and no picture of an item that is no longer in it."""
+        """Leave the record of this gallery alone, no picture of an item that is gone, nothing half-written."""
+        remove_temporaries(self._folder)
         lines = "".join(_line(record) for record in self.records)
         write_atomic(self._folder / RECORDS, lines)
         for index, record in self._before.items():
