@@ -15,6 +15,7 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
+SIGNED = ("tolerance", "slack", "overshoot")  # of margins, which are: a region may have to pass what is wanted
 DEFAULTS = {field.name: _text(field.default) for field in fields(CounterfactualSettings)}
 
 
@@ -46,7 +47,9 @@ def _value(name: str, text: str) -> int | float | tuple[float, ...]:
     except ValueError:
         value = None
     numbers = value if isinstance(value, tuple) else (value,)
-    if not all(number is not None and number >= 0 and math.isfinite(number) for number in numbers):
+    lowest = -math.inf if name in SIGNED else 0
+    if not all(number is not None and number >= lowest and math.isfinite(number) for number in numbers):
         kind = "numbers with commas" if isinstance(default, tuple) else f"a {type(default).__name__}"
-        raise ConfigError(f"{name} in --set must be {kind}, at least 0, not '{text}' (default: {DEFAULTS[name]}).")
+        least = "" if name in SIGNED else ", at least 0"
+        raise ConfigError(f"{name} in --set must be {kind}{least}, not '{text}' (default: {DEFAULTS[name]}).")
     return value

@@ -54,6 +54,9 @@ def _picture(record: Record, kind: str) -> Html:
         "img", src=record.picture(kind), alt=f"{_CAPTIONS[kind]} {record.index}", loading="lazy", width=record.width,
         height=record.height,
     )  # fmt: skip
+    if kind == "difference":
+        faint = element("img", src=record.picture("scan"), alt="", loading="lazy", class_="where")
+        image = element("div", image, faint, class_="map")
     caption = element("figcaption", _CAPTIONS[kind], " " if kind == "difference" else None,
                       scale() if kind == "difference" else None)  # fmt: skip
     return element("figure", image, caption, class_=kind)

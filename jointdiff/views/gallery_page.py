@@ -172,7 +172,8 @@ def _legend() -> Html:
         "p",
         element("b", "What changed: "), scale(),
         f" grey levels (of 255), that is ±{share:.0f}% of the range. Green is brighter than in the scan, purple "
-        "darker, white the same; the scale is the same in every map, and stronger changes look like its ends. "
+        "darker, no colour the same; the scale is the same in every map, and stronger changes look like its ends. The "
+        "scan lies faintly beneath, to show where. "
         "Bars: upper = the scan, lower = after the edit.",
         class_="legend-line",
     )  # fmt: skip

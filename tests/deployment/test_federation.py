@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.deployment.federation import Federation, federation
+from tests.deployment.federation import Federation, Party, federation
 from tests.deployment.scans import phantoms, write_dicom, write_folder, write_table
 
 pytestmark = [
@@ -43,6 +43,7 @@ def finished(tmp_path_factory) -> Iterator[Federation]:
         found.site("st-anna", "kind=folder", f"path={data / 'anna'}", "classes=healthy=Gesund; lesion=Läsion")
         found.site("city", "kind=csv_table", f"path={table}", "patient-column=patient")
         found.site("north", "kind=dicom", f"path={data / 'north'}", "min-cell-count=0")
+        _tells_nothing_of_its_explanations(found.sites["city"])
         for name, site in found.sites.items():
             found.admit(name)
             told = json.loads(site.run("preflight", "--json", "--run-config", *KEYS.split()).stdout)
@@ -52,6 +53,13 @@ def finished(tmp_path_factory) -> Iterator[Federation]:
         printed = found.server.do("run", "-c", KEYS, seconds=1500)
         (found.server.home / "run.log").write_text(printed, encoding="utf-8")
         yield found
+
+
+def _tells_nothing_of_its_explanations(site: Party) -> None:
+    path = site.home / "site.yaml"
+    text = path.read_text(encoding="utf-8")
+    assert "  report: grades" in text
+    path.write_text(text.replace("  report: grades", "  report: none"), encoding="utf-8")
 
 
 def test_the_run_ends_well_and_is_better_than_chance(finished):
@@ -70,6 +78,17 @@ def test_every_site_has_its_gallery_and_a_record_of_what_left(finished):
         gallery = site.home / "explanations" / RUN
         assert (gallery / "index.html").is_file() and len(list(gallery.glob("*.png"))) >= 4
         assert "verified" in site.do("egress", RUN).lower() or "in order" in site.do("egress", RUN).lower()
+
+
+def test_a_site_may_keep_all_that_it_found_in_its_explanations(finished):
+    (explained,) = [e for e in finished.events(RUN) if e["event"] == "explained"]
+    assert explained["hospitals"]["city"] == {} and "validity" in explained["hospitals"]["north"]
+    replies = {
+        e["hospital"]: e for e in finished.events(RUN) if e["event"] == "hospital_replied" and e["kind"] == "explain"
+    }
+    assert not replies["city"]["metrics"] and {"grades", "num_labels"} <= set(replies["city"]["withheld"])
+    grades = json.loads((finished.sites["city"].home / "explanations" / RUN / "metrics.json").read_text())["metrics"]
+    assert "validity" in grades
 
 
 def test_nothing_of_the_sites_files_is_on_the_server(finished):

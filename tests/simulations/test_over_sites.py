@@ -96,6 +96,41 @@ def test_every_hospital_trains_on_its_own_data_under_its_own_name(run, sites, mo
     assert not (folder / "sites").exists() and not list(folder.rglob("*.npz"))
 
 
+def test_what_a_site_found_in_its_explanations_stays_there_where_its_site_yaml_says_so(run, sites, monkeypatch):
+    """`report: none`: the gallery is made with its grades, and the reply itself holds none of them."""
+    monkeypatch.setattr("jointdiff.explanation.appointed_referee", lambda *_, **__: None)
+    monkeypatch.setattr("jointdiff.explanation.grade_samples", lambda *_, **__: {"samples.num": 4.0})
+    anna = sites[SERVER_NODE_ID + 1]
+    (anna / "site.yaml").write_text((anna / "site.yaml").read_text() + "explanations: {report: none}\n")
+    replies: dict[str, str] = {}
+
+    class Listens(SitesGrid):
+        def _answer(self, message):
+            asked = RoundInstructions.from_json(str(message.content["instructions"]["json"]))
+            reply = super()._answer(message)
+            if asked.kind == "explain":
+                assert not any(reply.content.array_records.values())
+                replies[asked.hospital] = json.dumps(
+                    [dict(record) for record in (*reply.content.config_records.values(),
+                                                 *reply.content.metric_records.values())]
+                )  # fmt: skip
+            return reply
+
+    folder = run_federation(Listens(sites, monkeypatch), replace(run, num_rounds=1))
+    (explained,) = [e for e in read_events(folder / "events.jsonl") if e["event"] == "explained"]
+    assert explained["hospitals"]["anna"] == {} and "validity" in explained["hospitals"]["city"]
+    told = sum(grades.get("num_scans", 0) for grades in explained["hospitals"].values())
+    assert explained["pooled"]["num_scans"] == told > 0
+    assert "validity" in replies["city"] and "samples.num" in replies["city"]
+    assert "validity" not in replies["anna"] and "samples" not in replies["anna"], replies["anna"]
+    for home in sites.values():
+        gallery = home / "explanations" / "tiny"
+        assert (gallery / "index.html").is_file() and list(gallery.glob("*-scan.png"))
+        assert "validity" in json.loads((gallery / "metrics.json").read_text())["metrics"]
+    left = "".join(path.read_text() for path in (anna / "egress" / "tiny").glob("*.json"))
+    assert '"explain"' in left and "validity" not in left
+
+
 def test_a_site_refuses_a_run_that_names_a_data_set_or_its_data(run, tiny_run, sites, monkeypatch):
     grid = SitesGrid(sites, monkeypatch)
     simulated = tiny_run(run_name="rogue", home=run.home)

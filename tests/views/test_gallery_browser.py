@@ -145,7 +145,7 @@ def test_without_script_it_is_a_plain_list(chromium: Any, gallery: Path) -> None
     page = chromium.new_page(viewport={"width": 380, "height": 800}, java_script_enabled=False)
     page.goto(gallery.as_uri())
     assert page.locator(".card").count() == PAGE_SIZE and not page.locator(".tools").is_visible()
-    assert page.locator("#scan-0 img").count() == 3 and not page.locator("dialog").is_visible()
+    assert page.locator("#scan-0 img").count() == 4 and not page.locator("dialog").is_visible()
     page.get_by_role("link", name="Next").click()
     assert page.locator(".card").count() == 12 and page.locator("#scan-50 .grade").is_visible()
     page.close()
