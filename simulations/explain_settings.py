@@ -15,15 +15,18 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-SIGNED = ("tolerance", "slack", "overshoot")  # of margins, which are: a region may have to pass what is wanted
 DEFAULTS = {field.name: _text(field.default) for field in fields(CounterfactualSettings)}
+_BELOW_ONE = {"confidence", "depth", "redraw_depth", "depths"}
+_AT_MOST_ONE = {"features", "shares", "retry_shares"}
+_FROM_ONE = {"num_steps", "redraw_steps"}
+_SIGNED = {"tolerance", "slack", "overshoot"}  # differences of margins
 
 
 def settings_of(changes: Sequence[str]) -> CounterfactualSettings:
     """Return the default settings with these changes.
 
     Raises:
-        ConfigError: An unknown name, or a value that is no number (or list of numbers with commas) of at least 0.
+        ConfigError: An unknown name, or a value that is no number, no list of numbers, or out of its range.
 
     >>> settings_of(["depths=0.3,0.5", "redraw_steps=6"]).depths
     (0.3, 0.5)
@@ -47,9 +50,21 @@ def _value(name: str, text: str) -> int | float | tuple[float, ...]:
     except ValueError:
         value = None
     numbers = value if isinstance(value, tuple) else (value,)
-    lowest = -math.inf if name in SIGNED else 0
-    if not all(number is not None and number >= lowest and math.isfinite(number) for number in numbers):
-        kind = "numbers with commas" if isinstance(default, tuple) else f"a {type(default).__name__}"
-        least = "" if name in SIGNED else ", at least 0"
-        raise ConfigError(f"{name} in --set must be {kind}{least}, not '{text}' (default: {DEFAULTS[name]}).")
+    if not all(number is not None and math.isfinite(number) and _allowed(name, number) for number in numbers):
+        kind = {tuple: "numbers with commas", int: "a whole number", float: "a number"}[type(default)]
+        raise ConfigError(f"{name} in --set must be {kind}{_limits(name)}, not '{text}' (default: {DEFAULTS[name]}).")
     return value
+
+
+def _allowed(name: str, number: float) -> bool:
+    if name in _SIGNED:
+        return True
+    lowest = 1 if name in _FROM_ONE else 0
+    return number >= lowest and not (name in _AT_MOST_ONE and number > 1) and not (name in _BELOW_ONE and number >= 1)
+
+
+def _limits(name: str) -> str:
+    if name in _SIGNED:
+        return ""
+    most = ", below 1" if name in _BELOW_ONE else ", at most 1" if name in _AT_MOST_ONE else ""
+    return f", at least {1 if name in _FROM_ONE else 0}{most}"

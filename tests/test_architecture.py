@@ -33,7 +33,8 @@ PURE = (
     "regions",
     "paired",
 )
-ON_A_MODEL = ("sampling", "counterfactual")  # as pure, but they are handed the network and may name its type
+# As pure, but they are handed the network and may name its type.
+ON_A_MODEL = ("sampling", "edit_task", "single_pass", "region_search", "counterfactual")
 PURE_LIBRARIES = {"torch", "numpy", "math", "__future__", "collections", "dataclasses", "functools", "itertools"}
 PURE_LIBRARIES |= {"time", "typing"}
 # Libraries that belong to one adapter, or to one door of the house.

@@ -181,3 +181,56 @@ def test_a_label_is_turned_over_in_either_direction(tmp_path):
 def test_the_default_target_is_the_nearest_other_decision():
     assert default_targets(torch.tensor([[0.9, 0.45, 0.1], [0.3, 0.98, 0.99]]), task="multi-label").tolist() == [1, 0]
     assert default_targets(torch.tensor([[0.7, 0.1, 0.2], [0.3, 0.6, 0.1]]), task="multi-class").tolist() == [2, 0]
+
+
+def convincing(result, targets, goal):
+    """Return which edits reach a margin."""
+    chosen = result.probs_after.gather(1, targets[:, None])[:, 0]
+    return (chosen / (1 - chosen)).log() >= goal
+
+
+def test_a_distance_in_the_models_own_features_keeps_the_edit_nearer_to_its_scan(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+
+    def far(edited):
+        with torch.no_grad():
+            apart = (model.features(edited) - model.features(images)) / model.head.scale
+        return apart.square().mean().item()
+
+    free, held = (
+        METHODS["inversion"](
+            model, images, targets, ALPHA_BAR, prediction="v", settings=CounterfactualSettings(features=share)
+        )
+        for share in (0.0, 0.5)
+    )
+    assert far(held.images) < 0.9 * far(free.images)
+    assert bool(held.found.all()), "what the distance takes from the margin is given back"
+
+
+def test_of_several_noise_levels_the_least_edit_that_convinces_stays(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    one, several = (edit(model, images, targets, depths=depths) for depths in ((), (0.2, 0.45, 0.95)))
+    size = [(r.images - images).abs().mean(dim=(1, 2, 3)) for r in (one, several)]
+    goal = np.log(0.95 / 0.05) - CounterfactualSettings().slack - 1e-3
+    before = convincing(one, targets, goal)
+    assert before.any() and bool(convincing(several, targets, goal)[before].all())
+    assert bool((size[1] <= size[0])[before].all()) and bool((size[1] < size[0])[before].any())
+
+
+def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    rows = torch.arange(len(images))
+    just, beyond = (
+        explain(
+            model, images, targets, ALPHA_BAR, prediction="v", settings=CounterfactualSettings(overshoot=value),
+            references=torch.full((2, 2), 0.5),
+        ).probs_after[rows, targets]
+        for value in (0.0, 1.0)
+    )  # fmt: skip
+    assert beyond.mean() > just.mean() + 0.03, (just, beyond)
