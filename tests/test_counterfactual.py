@@ -228,7 +228,8 @@ def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark)
     rows = torch.arange(len(images))
     just, beyond = (
         explain(
-            model, images, targets, ALPHA_BAR, prediction="v", settings=CounterfactualSettings(overshoot=value, max_step=1.0),
+            model, images, targets, ALPHA_BAR, prediction="v",
+            settings=CounterfactualSettings(overshoot=value, max_step=1.0),
             references=torch.full((2, 2), 0.5),
         ).probs_after[rows, targets]
         for value in (0.0, 1.0)
