@@ -28,7 +28,7 @@ _STUDIES = Path(__file__).parents[1] / "studies"
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a study; return 0 where every run has finished, else the error's exit code."""
     options = _parser().parse_args(arguments)
-    with _term_interrupts():
+    with _interruptible():
         return exit_code_of(lambda: _command(options))
 
 
@@ -96,17 +96,18 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _term_interrupts() -> Iterator[None]:
-    """Let SIGTERM end a study as Ctrl-C does."""
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does, and Ctrl-C also where a shell started it deaf, in its background."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 
 from client import round as client_round
 from client.app import app as client_app
@@ -40,6 +40,11 @@ def changed(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Message], l
         return [reply]
 
     return spoil
+
+
+def texts(reply):
+    reply.content["arrays"] = ArrayRecord({"parcel-0000": Array(np.full(9, "x"))})
+    return [reply]
 
 
 def raises(_reply):
@@ -79,7 +84,8 @@ FAULTS = {
     "wrong shape": Fault(changed(first_rows), "update_rejected", "not float32"),
     "weights x 1e6": Fault(changed(lambda a: a * np.float32(1e6)), "update_rejected", "times the others' median"),
     "other type": Fault(changed(lambda a: a.astype(np.float64)), "update_rejected", "float64"),
-    "texts": Fault(changed(lambda a: np.full(a.shape, "x")), "hospital_failed", "which no model has"),
+    "complex numbers": Fault(changed(lambda a: a.astype(np.complex64)), "hospital_failed", "which no model has"),
+    "texts": Fault(texts, "hospital_failed", "cannot be read"),
     "empty reply": Fault(empty, "update_rejected", "missing"),
     "no records": Fault(no_records, "hospital_failed", "cannot be read"),
     "duplicate reply": Fault(lambda reply: [reply, reply], "update_questioned", "a second reply", costs=False),

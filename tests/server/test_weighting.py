@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from client.app import app as client_app
+from jointdiff import parcels
 from jointdiff.config import Config, RunConfig, parse_run_config, resolve, to_mapping
 from jointdiff.errors import ConfigError
 from jointdiff.preparation import initial_weights, prepare
@@ -116,8 +117,8 @@ def two_labels(tiny_run, tiny_files):
             answer = client_app(message, context)
             if message.metadata.message_type == "train":
                 report = json.loads(str(answer.content.config_records["report"]["json"]))
-                tensors = answer.content.array_records["arrays"]
-                answers[report["hospital"]] = report, {name: array.numpy() for name, array in tensors.items()}
+                arrays = answer.content.array_records["arrays"].values()
+                answers[report["hospital"]] = report, parcels.unpack_all(array.numpy() for array in arrays)
             return answer
 
         run = tiny_run(num_labels=2, num_rounds=3, preset=str(preset), **changes)
