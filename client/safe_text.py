@@ -14,7 +14,15 @@ import re
 
 import torch
 
-from jointdiff.errors import CheckpointError, ConfigError, DataError, JointDiffError, RefusedError, RunError
+from jointdiff.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    DeviceMemoryError,
+    JointDiffError,
+    RefusedError,
+    RunError,
+)
 
 MAX_CHARACTERS = 500
 MAX_WORD = 40  # characters between two spaces: long enough for a class's name, too short for a string of bytes
@@ -29,6 +37,7 @@ _CODES: tuple[tuple[type[BaseException], str], ...] = (
     (ConfigError, "configuration"),
     (DataError, "data"),
     (CheckpointError, "checkpoint"),
+    (DeviceMemoryError, "memory"),
     (RunError, "run"),
     (MemoryError, "memory"),
     (torch.OutOfMemoryError, "memory"),

@@ -26,6 +26,7 @@ METHODS = ("joint", "two-stage", "fixmatch", "supervised")
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 EVAL_SPLITS = ("test", "val")
+SPEEDS = ("auto", "plain", "compiled")
 TASKS = ("multi-class", "multi-label")
 SITES = "sites"
 _HOSPITAL = re.compile(r"[a-z][a-z0-9-]{0,39}")
@@ -82,6 +83,7 @@ class RunConfig:
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
     device: str = "auto"  # auto | cpu | cuda | cuda:N
+    speed: str = "auto"  # auto | plain = fp32, nothing compiled | compiled = torch.compile on any device (speed.py)
     explain: int = 64  # scans explained and graded per hospital at the end; 0 = none
     run_name: str = ""  # '' = made from the data set, the method and the time
     home: str = ""  # '' = $JOINTDIFF_HOME, else ~/.jointdiff
@@ -339,6 +341,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             "thing: give one of them."
         )
     _one_of("eval-split", run.eval_split, EVAL_SPLITS)
+    _one_of("speed", run.speed, SPEEDS)
     if not 0 <= run.audit_holdout <= 0.5:
         raise ConfigError(
             f"audit-holdout must be a share between 0 and 0.5, not {run.audit_holdout}: nothing trains on it."

@@ -46,6 +46,10 @@ class RefusedError(JointDiffError):
     exit_code = 6
 
 
+class DeviceMemoryError(RunError):
+    """A device has no memory for what was asked, not even in smaller parts."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint that names the known word nearest to a mistyped one, or lists them all.
 

@@ -53,6 +53,10 @@ def refuse_what_cannot_be_private(config: Config) -> None:
             "clipping needs the norms in fp32", "autocast: auto (fp32 in private runs)",
         ),
         (
+            run.speed == "compiled", "speed=compiled",
+            "per-record gradients need the network as it is", "speed=auto (nothing compiled in private runs)",
+        ),
+        (
             bool(by_labels(run)), by_labels(run),
             "the number of labels, or of pseudo-labels, would leave the sites unnoised", "images or equal",
         ),
@@ -160,7 +164,8 @@ class PrivateSteps:
             loss_reduction="sum",  # `finish` divides: the expected batch need not be a whole number
             generator=generator,
         )
-        self._expected_batch = expected_batch
+        self._model, self._expected_batch = model, expected_batch
+        self._so_far: list[torch.Tensor | None] | None = None  # the sum before the `add` that is under way
         # Opacus 1.6 reads a convolution's input as if it lay contiguously: of any other layout (a transposed tensor, as
         # in attention; channels last) it takes wrong numbers, without a word.
         convolutions = [module for module in model.modules() if isinstance(module, torch.nn.Conv2d)]
@@ -179,17 +184,42 @@ class PrivateSteps:
             hook.remove()
 
     def add(self, losses: torch.Tensor) -> None:
-        """Clip the gradients of some of the batch's records and add them up.
+        """Clip the gradients of some of the batch's records and add them up: all of them, or none if it breaks off.
 
         Args:
             losses: One scalar per record, [n] with n > 0, in the order of the forward passes.
         """
+        parameters = self._optimizer.params
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Full backward hook is firing")  # the images need no gradient
             losses.sum().backward()
+        # A record that counted twice would break the bound on what one can do: the sum so far is put aside, and what
+        # joins both in the end asks for no memory.
+        self._so_far = [p.summed_grad for p in parameters]
+        for parameter in parameters:
+            parameter.summed_grad = None
         self._optimizer.clip_and_accumulate()
-        for parameter in self._optimizer.params:
+        for parameter, so_far in zip(parameters, self._so_far, strict=True):
+            if so_far is not None:
+                parameter.summed_grad += so_far
             parameter.grad_sample = None
+        self._so_far = None
+
+    def forget(self) -> None:
+        """Drop what a forward pass or an `add` that broke off has left: the sum is what it was before."""
+        if self._so_far is not None:
+            for parameter, so_far in zip(self._optimizer.params, self._so_far, strict=True):
+                parameter.summed_grad = so_far
+            self._so_far = None
+        for parameter in self._optimizer.params:
+            parameter.grad = parameter.grad_sample = None
+            parameter._forward_counter = 0  # Opacus counts the passes whose backward is to come
+            if hasattr(parameter, "_current_grad_sample"):
+                del parameter._current_grad_sample
+        for module in self._model.modules():
+            for name in ("activations", "max_batch_len"):
+                if hasattr(module, name):
+                    delattr(module, name)
 
     def finish(self) -> None:
         """Noise the sum, divide it by the expected batch size, and step. A batch without records is noise alone."""

@@ -8,7 +8,8 @@ operating system. Nothing that is computed from the records leaves but the weigh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 
@@ -17,13 +18,15 @@ from jointdiff.accounting import epsilon_of, noise_multiplier_for
 from jointdiff.augment import strong_view, weak_view
 from jointdiff.config import Config
 from jointdiff.data.hospital import HospitalData
+from jointdiff.device_memory import Halving, split
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
+from jointdiff.joint_step import Noised, TermWeights, noise_images
 from jointdiff.model import JointModel, to_network
 from jointdiff.optimizer_state import load_moments, save_moments
 from jointdiff.privacy import PoissonBatches, PrivateSteps, chunks, refuse_what_cannot_be_private, system_generator
 from jointdiff.schedule import SCHEDULES
-from jointdiff.training import State, TermWeights, denoising_term, learning_rate_at, term_weights
+from jointdiff.training import State, learning_rate_at, term_weights
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ def train_private_round(
     ]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     load_moments(optimizer, state, list(model.parameters()))
+    halving = Halving(device, f"physical-batch {training.physical_batch}")
     rate = 0.0
     with PrivateSteps(
         model,
@@ -143,9 +147,9 @@ def train_private_round(
             for group in optimizer.param_groups:
                 group["lr"] = rate * group["scale"]
             for index in chunks(batches.draw().to(device), training.physical_batch):
-                steps.add(
-                    loss(to_network(images[index], device), labels[index], None if teacher is None else teacher[index])
-                )
+                x, probs = to_network(images[index], device), None if teacher is None else teacher[index]
+                drawn = loss.draw(x, labels[index], probs)
+                halving.run(partial(_add, steps, loss, drawn), undo=steps.forget)
             steps.finish()
     new_state = save_moments(optimizer, list(model.parameters()))
     model.requires_grad_(True)
@@ -156,6 +160,27 @@ def train_private_round(
         "learning_rate": rate,
     }
     return metrics, new_state
+
+
+def _add(steps: PrivateSteps, loss: JointLoss, batch: PrivateBatch, parts: int) -> None:
+    """Add the clipped gradients of some records, in so many passes; none has no record."""
+    for at in split(len(batch.labels), min(parts, len(batch.labels))):
+        steps.add(loss(batch.part(at)))
+
+
+class PrivateBatch(NamedTuple):
+    """Records with all that was drawn for them: n records, in one order everywhere."""
+
+    labels: torch.Tensor  # int64 [n], or [n,K] for multi-label; -1 = unknown
+    noised: tuple[Noised, ...]  # one per draw of noise
+    views: torch.Tensor | None  # [n,C,H,W] that are classified; None where neither labels nor pseudo-labels count
+    pseudo: torch.Tensor | None  # int64 [n], or [n,K]
+    mask: torch.Tensor | None  # [n], or [n,K]
+
+    def part(self, at: slice) -> PrivateBatch:
+        """Return some of the records."""
+        views, pseudo, mask = (None if tensor is None else tensor[at] for tensor in self[2:])
+        return PrivateBatch(self.labels[at], tuple(noised.part(at) for noised in self.noised), views, pseudo, mask)
 
 
 class JointLoss:
@@ -177,8 +202,8 @@ class JointLoss:
         self._multi_label = config.model.task == "multi-label"
         self._alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(generator.device)
 
-    def __call__(self, x: torch.Tensor, labels: torch.Tensor, probs: torch.Tensor | None) -> torch.Tensor:
-        """Return the loss of each record.
+    def draw(self, x: torch.Tensor, labels: torch.Tensor, probs: torch.Tensor | None) -> PrivateBatch:
+        """Draw views, timesteps and noise, and take the teacher's word.
 
         Args:
             x: [n,C,H,W] in [-1,1].
@@ -186,24 +211,37 @@ class JointLoss:
             probs: The teacher's probabilities [n,K]; None: the model itself labels weak views.
         """
         training, weights, generator = self._config.training, self._weights, self._generator
-        total = torch.zeros(len(x), device=x.device)
-        for _ in range(training.noise_multiplicity if weights.diffusion else 0):
-            view = weak_view(x, generator)
-            t = torch.randint(training.num_timesteps, (len(x),), generator=generator, device=x.device)
-            term = denoising_term(self._model, view, t, self._alpha_bar, training, generator)
-            total = total + weights.diffusion / training.noise_multiplicity * term
-        if weights.label or weights.pseudo:
-            known = (labels >= 0).all(dim=1) if self._multi_label else labels >= 0
-            strong = strong_view(x, generator)
-            labelled = strong if training.labelled_view == "strong" else weak_view(x, generator)
-            if probs is None:
-                with torch.no_grad():
-                    probs = self._model.probabilities(self._model.classify(weak_view(x, generator)))
-            pseudo, mask = pseudo_labels.trusted(probs, threshold=training.threshold, multi_label=self._multi_label)
-            logits = self._model.classify(torch.where(known[:, None, None, None], labelled, strong))
-            total = total + weights.label * losses.classification_loss(logits, labels) * known
-            total = total + weights.pseudo * losses.pseudo_label_loss(logits, pseudo, mask) * ~known
+        noised = tuple(
+            noise_images(weak_view(x, generator), self._alpha_bar, training, generator)
+            for _ in range(training.noise_multiplicity if weights.diffusion else 0)
+        )
+        if not weights.label and not weights.pseudo:
+            return PrivateBatch(labels, noised, None, None, None)
+        strong = strong_view(x, generator)
+        labelled = strong if training.labelled_view == "strong" else weak_view(x, generator)
+        if probs is None:
+            with torch.no_grad():
+                probs = self._model.probabilities(self._model.classify(weak_view(x, generator)))
+        pseudo, mask = pseudo_labels.trusted(probs, threshold=training.threshold, multi_label=self._multi_label)
+        views = torch.where(self._known(labels)[:, None, None, None], labelled, strong)
+        return PrivateBatch(labels, noised, views, pseudo, mask)
+
+    def __call__(self, batch: PrivateBatch) -> torch.Tensor:
+        """Return the loss of each record: [n]."""
+        weights, num_draws = self._weights, self._config.training.noise_multiplicity
+        total = torch.zeros(len(batch.labels), device=batch.labels.device)
+        for noised in batch.noised:
+            term = losses.denoising_loss(self._model.denoise(noised.x, noised.t), noised.goal, noised.weight)
+            total = total + weights.diffusion / num_draws * term
+        if batch.views is not None and batch.pseudo is not None and batch.mask is not None:
+            known, logits = self._known(batch.labels), self._model.classify(batch.views)
+            total = total + weights.label * losses.classification_loss(logits, batch.labels) * known
+            total = total + weights.pseudo * losses.pseudo_label_loss(logits, batch.pseudo, batch.mask) * ~known
         return total
+
+    def _known(self, labels: torch.Tensor) -> torch.Tensor:
+        """Return whose label is known: bool [n]."""
+        return (labels >= 0).all(dim=1) if self._multi_label else labels >= 0
 
     def unused_parameters(self, image_shape: torch.Size) -> list[torch.nn.Parameter]:
         """Return the model's parameters that this round's loss does not reach: found on a blank image, not on data.
@@ -216,7 +254,7 @@ class JointLoss:
         blank = torch.zeros(1, channels, height, width, device=self._generator.device)
         labels = torch.zeros((1, outputs) if self._multi_label else 1, dtype=torch.int64, device=blank.device)
         parameters = list(self._model.parameters())
-        loss = self(blank, labels, None).sum()
+        loss = self(self.draw(blank, labels, None)).sum()
         if not loss.requires_grad:
             return parameters
         grads = torch.autograd.grad(loss, parameters, allow_unused=True)

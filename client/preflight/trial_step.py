@@ -18,7 +18,7 @@ import torch
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, info_of
 from jointdiff.data.base import UNKNOWN
-from jointdiff.errors import JointDiffError
+from jointdiff.errors import DeviceMemoryError, JointDiffError
 from jointdiff.model import JointModel
 from jointdiff.training import select_device, train_round
 
@@ -41,7 +41,7 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
         )  # fmt: skip
         seconds = time.perf_counter() - began
     except JointDiffError as error:
-        return {"error": str(error), "memory": False}
+        return {"error": str(error), "memory": isinstance(error, DeviceMemoryError)}
     except (RuntimeError, MemoryError) as error:  # torch says both on the CPU
         out = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(error).lower()
         return {"error": "out of memory" if out else f"torch fails ({type(error).__name__})", "memory": out}
