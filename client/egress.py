@@ -60,7 +60,7 @@ _WITHHELD = re.compile(r"(test|heldout)(\.(calibration|confusion|output-\d{1,4})
 
 _TRAINING = frozenset({
     "loss", "loss_diffusion", "loss_class", "loss_pseudo", "pseudo_coverage", "pseudo_confidence", "pseudo_accuracy",
-    "learning_rate", "images_per_s",
+    "learning_rate", "images_per_s", "batch_parts",
 })  # fmt: skip
 # With differential privacy no scalar may be computed from training records without noise.
 _PRIVATE_TRAINING = frozenset({

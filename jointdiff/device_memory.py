@@ -46,6 +46,7 @@ class Halving:
             except torch.OutOfMemoryError:
                 pass  # the exception holds the tensors of the broken-off pass: what follows must stand outside
             undo()
+            _empty_queue(self._device)
             if self._device.type == "cuda":
                 torch.cuda.empty_cache()
             if self.parts > 1:
@@ -59,6 +60,14 @@ class Halving:
                 "What a step learns from stays the same.",
                 self._device, self._batch,
             )  # fmt: skip
+
+
+def _empty_queue(device: torch.device) -> None:
+    """Let go of what a broken-off backward pass was still to do: its tensors wait in autograd's queue for the next one.
+
+    The next backward pass drops it, but while it does so, its own tensors are there already.
+    """
+    torch.zeros((), device=device, requires_grad=True).backward()
 
 
 def split(total: int, parts: int) -> list[slice]:

@@ -105,7 +105,8 @@ def train_round(
 
     Returns:
         Means over the steps (loss, loss_diffusion, loss_class, loss_pseudo, pseudo_coverage, pseudo_confidence,
-        pseudo_accuracy, learning_rate, images_per_s) and the state for the next round.
+        pseudo_accuracy, learning_rate, images_per_s; batch_parts where the device's memory was too small for a whole
+        batch) and the state for the next round.
     """
     run, training = config.run, config.training
     began = time.perf_counter()
@@ -157,6 +158,8 @@ def train_round(
     if right is not None and metrics.get("pseudo_coverage", 0) > 0 and (data.hidden_labels != UNKNOWN).all():
         metrics["pseudo_accuracy"] = right / metrics["pseudo_coverage"]
     metrics["learning_rate"] = rate
+    if halving.parts > 1:
+        metrics["batch_parts"] = float(halving.parts)
     metrics["images_per_s"] = run.local_steps * run.batch_size / (time.perf_counter() - began)
     remembered = labeller.state() if labeller else carried_over(state)
     return metrics, {**remembered, **save_moments(optimizer, learned)}

@@ -12,10 +12,10 @@ import torch
 
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig, resolve
 from jointdiff.errors import ConfigError
+from jointdiff.joint_step import TermWeights
 from jointdiff.model import JointModel
 from jointdiff.privacy import PoissonBatches, PrivateSteps, refuse_what_cannot_be_private, system_generator
 from jointdiff.private_training import JointLoss
-from jointdiff.training import TermWeights
 
 MODEL = ModelConfig(image_size=16, width=8, multipliers=(1, 2), attention_levels=(1,))
 NUM_RECORDS = 6
@@ -46,7 +46,8 @@ def records() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def losses(net: JointModel, multiplicity: int) -> torch.Tensor:
     x, labels, probs = records()
-    return JointLoss(net, config(multiplicity), WEIGHTS, torch.Generator().manual_seed(2))(x, labels, probs)
+    loss = JointLoss(net, config(multiplicity), WEIGHTS, torch.Generator().manual_seed(2))
+    return loss(loss.draw(x, labels, probs))
 
 
 def gradients_one_by_one(net: JointModel, multiplicity: int) -> list[list[torch.Tensor]]:

@@ -42,11 +42,12 @@ def model_fits(facts: Facts) -> Line:
     if found.get("error"):
         remedy = smaller if found["memory"] else "Set `device: auto` in site.yaml."
         return Line(FIX, f"{what}: {found['error']}", remedy)
+    halved = ", in two halves, since a whole batch does not fit" if found["parts"] > 1 else ""
     private = " (differential privacy takes more)" if facts.model.private else ""
     return Line(
         PASS,
         f"{what} on {found['device']}: a step of {found['seconds']:.2f} s, {num_bytes(found['peak_bytes'])} of memory"
-        f"{private}",
+        f"{halved}{private}",
     )
 
 

@@ -27,7 +27,7 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
     """Do one step of the last round, in which every term of the loss counts.
 
     Returns:
-        device, seconds, peak_bytes; or error, and whether it is about memory.
+        device, seconds, peak_bytes, parts that the batch was done in; or error, and whether it is about memory.
     """
     try:
         device = select_device(device_name)
@@ -36,7 +36,7 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             model = JointModel(config.model).to(device)
         began = time.perf_counter()
-        train_round(
+        told, _ = train_round(
             model, random_data(config), config, round_number=run.num_rounds, hospital_index=0, device=device, state=None
         )  # fmt: skip
         seconds = time.perf_counter() - began
@@ -46,7 +46,7 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
         out = isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "memory" in str(error).lower()
         return {"error": "out of memory" if out else f"torch fails ({type(error).__name__})", "memory": out}
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _peak_resident()
-    return {"device": str(device), "seconds": seconds, "peak_bytes": peak}
+    return {"device": str(device), "seconds": seconds, "peak_bytes": peak, "parts": int(told.get("batch_parts", 1))}
 
 
 def random_data(config: Config) -> HospitalData:

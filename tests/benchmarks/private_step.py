@@ -16,10 +16,10 @@ from pathlib import Path
 import torch
 
 from jointdiff.config import RunConfig, resolve
+from jointdiff.joint_step import TermWeights
 from jointdiff.model import JointModel
 from jointdiff.privacy import PrivateSteps
 from jointdiff.private_training import JointLoss
-from jointdiff.training import TermWeights
 
 
 def make_step(kind: str, batch_size: int, multiplicity: int):
@@ -38,7 +38,7 @@ def make_step(kind: str, batch_size: int, multiplicity: int):
 
         def plain() -> None:
             optimizer.zero_grad(set_to_none=True)
-            loss(x, labels, probs).mean().backward()
+            loss(loss.draw(x, labels, probs)).mean().backward()
             optimizer.step()
 
         return plain
@@ -48,7 +48,7 @@ def make_step(kind: str, batch_size: int, multiplicity: int):
     )  # fmt: skip
 
     def private() -> None:
-        steps.add(loss(x, labels, probs))
+        steps.add(loss(loss.draw(x, labels, probs)))
         steps.finish()
 
     return private

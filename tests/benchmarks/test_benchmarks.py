@@ -53,6 +53,41 @@ def test_sample_quality_measures_each_sampler_against_the_real_images(trained, c
     assert capsys.readouterr().out.count("\n| d") == 3
 
 
+def test_a_measurement_that_was_stopped_goes_on_where_it_was(trained, tmp_path):
+    """Stopped within a row and between rows: the rows are those of one that was never stopped."""
+    opened, keys = open_trained(trained, device="cpu"), {"num_samples": 10, "steps": [2], "reference_steps": 3}
+
+    def rows(file, sampled=10**9):
+        """Measure, and stop after so many batches."""
+        kept, found, draw = sample_quality.Kept(file, {"seed": 0}), [], sample_quality.guided_samples
+        left = [sampled]
+
+        def counted(*args, **kwargs):
+            if not left[0]:
+                raise KeyboardInterrupt
+            left[0] -= 1
+            return draw(*args, **kwargs)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sample_quality, "guided_samples", counted)
+            for row in sample_quality.measure(opened, **keys, batch_size=4, kept=kept):
+                kept.add(row)
+                found.append({name: value for name, value in row.items() if name != "s_per_image"})
+        return found, sampled - left[0]
+
+    whole, num_batches = rows(tmp_path / "whole.jsonl")
+    assert num_batches == 9
+    done = 0
+    for stop in (2, 3):  # within the reference, within DDIM
+        with pytest.raises(KeyboardInterrupt):
+            rows(tmp_path / "stopped.jsonl", stop)
+        done += stop
+    assert rows(tmp_path / "stopped.jsonl") == (whole, num_batches - done)
+    assert rows(tmp_path / "stopped.jsonl") == (whole, 0)
+    with pytest.raises(SystemExit, match="other settings"):
+        sample_quality.Kept(tmp_path / "stopped.jsonl", {"seed": 1})
+
+
 def test_samplers_have_names_and_a_wrong_one_is_refused(trained):
     opened = open_trained(trained, device="cpu")
 

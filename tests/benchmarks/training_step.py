@@ -23,7 +23,8 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from jointdiff import labeller, teachers, training
+from jointdiff import joint_step, labeller, teachers
+from jointdiff.batches import Batches
 from jointdiff.config import Config, ModelConfig, RunConfig, resolve
 from jointdiff.data import hospital_data
 from jointdiff.model import JointModel, pool, to_network
@@ -87,8 +88,8 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
 
     with ExitStack() as stack:
         for owner, name, part in (
-            (training._Sampler, "draw", "data"), (training._Sampler, "take", "data"),
-            (training, "weak_view", "augmentation"), (training, "strong_view", "augmentation"),
+            (Batches, "__init__", "data"), (Batches, "take", "data"), (Batches, "labels", "data"),
+            (joint_step, "weak_view", "augmentation"), (joint_step, "strong_view", "augmentation"),
             (teachers, "weak_view", "augmentation"),
             (JointModel, "denoise", "network"), (JointModel, "classify", "network"),
             (torch.Tensor, "backward", "network"), (torch.nn.utils, "clip_grad_norm_", "optimiser"),
