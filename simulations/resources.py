@@ -17,7 +17,9 @@ class Resources:
     environment: dict[str, str] = field(default_factory=dict)  # for the daemon
 
 
-def choose(device: str, num_hospitals: int, *, num_cpus: int, num_gpus: int, free_bytes: float) -> Resources:
+def choose(
+    device: str, num_hospitals: int, *, num_cpus: int, num_gpus: int, free_bytes: float, asked_threads: int = 0
+) -> Resources:
     """Share the machine among the hospitals.
 
     Args:
@@ -26,6 +28,8 @@ def choose(device: str, num_hospitals: int, *, num_cpus: int, num_gpus: int, fre
         num_cpus: Cores that this process may use, at least 1.
         num_gpus: GPUs that torch can use.
         free_bytes: Memory that is free.
+        asked_threads: What OMP_NUM_THREADS says of every process; 0 = nothing. More than a hospital's share of the
+            cores is cut to it; without a word Ray gives each process its share.
 
     >>> choose("auto", 3, num_cpus=2, num_gpus=0, free_bytes=8e9).federation
     {'num-supernodes': 3, 'init-args-num-cpus': 3, 'client-resources-num-cpus': 1, 'client-resources-num-gpus': 0.0}
@@ -45,10 +49,13 @@ def choose(device: str, num_hospitals: int, *, num_cpus: int, num_gpus: int, fre
     elif num_gpus and device.startswith("cuda:"):
         # Ray would renumber the GPUs; whoever names one means the machine's own number.
         environment["RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES"] = "1"
+    threads = max(1, num_cpus // at_once)
+    if asked_threads > threads:
+        environment["OMP_NUM_THREADS"] = str(threads)
     federation = {
         "num-supernodes": num_hospitals,
         "init-args-num-cpus": max(num_cpus, at_once),
-        "client-resources-num-cpus": max(1, num_cpus // at_once),
+        "client-resources-num-cpus": threads,
         "client-resources-num-gpus": share,
     }
     return Resources(federation=federation, environment=environment)
@@ -59,7 +66,11 @@ def of_this_machine(device: str, num_hospitals: int) -> Resources:
     import torch
 
     num_gpus = torch.cuda.device_count() if device != "cpu" and torch.cuda.is_available() else 0
-    return choose(device, num_hospitals, num_cpus=num_cpus(), num_gpus=num_gpus, free_bytes=_free_bytes())
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return choose(
+        device, num_hospitals, num_cpus=num_cpus(), num_gpus=num_gpus, free_bytes=_free_bytes(),
+        asked_threads=int(asked) if asked.isdecimal() else 0,
+    )  # fmt: skip
 
 
 def num_cpus() -> int:

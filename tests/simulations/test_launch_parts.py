@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -48,6 +49,49 @@ def test_a_gpu_is_asked_for_only_where_it_is_wanted() -> None:
 def test_little_memory_means_fewer_at_once() -> None:
     assert _share(cpus=16, free=2e9).federation["client-resources-num-cpus"] == 16
     assert _share(cpus=16, free=1e11).federation["client-resources-num-cpus"] == 5
+
+
+@pytest.mark.parametrize("cpus", [1, 2, 3, 4, 8, 16, 64])
+@pytest.mark.parametrize("hospitals", [1, 2, 3, 4, 5, 10, 50])
+def test_ample_processors_are_used_and_few_are_not_crowded(cpus: int, hospitals: int) -> None:
+    """Threads of all hospitals at work together: at most one and a half a core, and more than half of the cores."""
+    asked = _share(hospitals=hospitals, cpus=cpus).federation
+    threads = int(asked["client-resources-num-cpus"])
+    at_once = min(hospitals, int(asked["init-args-num-cpus"]) // threads)
+    assert at_once * threads <= max(cpus, 1.5 * cpus if at_once > cpus else 0)
+    assert at_once * threads > cpus / 2
+
+
+def test_threads_that_the_shell_asks_for_are_cut_to_a_hospitals_share() -> None:
+    def environment(asked: int) -> dict[str, str]:
+        return resources.choose("cpu", 3, num_cpus=16, num_gpus=0, free_bytes=1e11, asked_threads=asked).environment
+
+    assert environment(16) == {"OMP_NUM_THREADS": "5"} and environment(0) == environment(1) == environment(5) == {}
+
+
+_THREADS = """
+import ray
+ray.init(num_cpus=5, include_dashboard=False, log_to_driver=False)
+@ray.remote(num_cpus=2)
+class Hospital:
+    def threads(self):
+        import torch
+        return torch.get_num_threads()
+crowd = [Hospital.remote() for _ in range(2)]
+print("threads", ray.get([one.threads.remote() for one in crowd]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("asked", "found"), [("", "[2, 2]"), ("1", "[1, 1]")])
+def test_ray_gives_a_hospital_the_threads_of_its_share(asked: str, found: str) -> None:
+    """What the launcher relies on, with Ray itself: torch computes on as many threads as the actor has processors."""
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    environment |= {"OMP_NUM_THREADS": asked} if asked else {}
+    done = subprocess.run(
+        [sys.executable, "-c", _THREADS], env=environment, capture_output=True, text=True, timeout=250, check=False
+    )
+    assert f"threads {found}" in done.stdout, done.stderr[-2000:]
 
 
 def test_json_is_found_behind_prose() -> None:
