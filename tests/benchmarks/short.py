@@ -21,7 +21,7 @@ from tests.benchmarks.measures import machine
 SHORT: dict[str, tuple[str, ...]] = {
     "training_step": ("--width", "64", "--repeats", "3", "--steps", "1", "--size-steps", "3", "--batch-size", "8"),
     "round_share": ("--rounds", "3", "--local-steps", "15"),
-    "hospitals_growth": ("--hospitals", "3", "10", "30", "--rounds", "2", "--local-steps", "2"),
+    "hospitals_growth": ("--small", "--rounds", "3", "--local-steps", "2"),
     "sample_quality": ("--samples", "128", "--steps", "5", "10", "20", "--reference-steps", "50"),
     "private_step": ("--batch-size", "16", "--repeats", "3"),
     "secure_aggregation": ("--rounds", "2", "--hospitals", "3"),

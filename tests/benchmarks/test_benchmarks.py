@@ -115,7 +115,7 @@ def test_a_training_step_is_taken_apart_into_parts_that_fit_into_it():
 
 
 def test_the_hospitals_of_a_growing_federation_are_measured(capsys, tmp_path):
-    found = hospitals_growth.one_case(3, num_rounds=1, local_steps=1)
+    found = hospitals_growth.one_case(3, num_rounds=1, local_steps=1, clock="cpu", small=True)
     assert len(found["rounds"]) == 1 and 0 < found["other"] < 1 and found["memory"] > 0
     assert 0 < found["rounds"][0] < 60
     json.dumps(found)

@@ -175,6 +175,7 @@ def test_a_trial_step_is_a_real_one_and_tells_what_fails(tiny_run):
     assert 0 < data.train.num_labelled < 8 and data.hidden_labels.shape == (8, 2)
     found = measure(config, "cpu")
     assert found["device"] == "cpu" and found["seconds"] > 0 and found["peak_bytes"] > 10_000_000
+    assert found["parts"] == 1
     assert "no GPU" in measure(config, "cuda:77")["error"] or "GPU(s)" in measure(config, "cuda:77")["error"]
 
 
@@ -184,6 +185,14 @@ def test_a_step_that_is_killed_is_memory(site, tiny_files, monkeypatch):
     monkeypatch.setattr(machine.subprocess, "run", lambda command, **k: run([command[0], "-c", shell], **k))
     line = machine.model_fits(facts.Facts(site, asked(tiny_files)))
     assert line.status == "FIX" and "lack of memory" in line.text and "batch-size" in line.remedy
+
+
+def test_a_device_that_does_a_batch_in_halves_is_told_as_one(site, tiny_files, monkeypatch):
+    found = {"device": "cuda:0", "seconds": 0.5, "peak_bytes": 10**9, "parts": 2}
+    shell, run = f"import json; print(json.dumps({found}))", machine.subprocess.run
+    monkeypatch.setattr(machine.subprocess, "run", lambda command, **k: run([command[0], "-c", shell], **k))
+    line = machine.model_fits(facts.Facts(site, asked(tiny_files)))
+    assert line.status == "PASS" and "in two halves, since a whole batch does not fit" in line.text
 
 
 def test_disks_that_are_full_or_closed(site, monkeypatch):
