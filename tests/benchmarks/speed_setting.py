@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch-size", type=int, default=24)
     parser.add_argument("--local-steps", type=int, default=10, help="of a turn")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--small", action="store_true", help="a network that a compiler is done with in minutes")
     parser.add_argument("--only", nargs="+", choices=SPEEDS, default=list(SPEEDS))
     parser.add_argument("--device", default="auto")
     parser.add_argument("--threads", type=int, default=0, help="0 = torch's own choice")
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     clock = Clock(options.clock, device)
     run = RunConfig(image_size=options.image_size, batch_size=options.batch_size, local_steps=options.local_steps)
     config = resolve(run, channels=1, num_outputs=2, task="multi-class")
+    if options.small:
+        small = replace(config.model, name="small", width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
+        config = replace(config, model=small)
     print(machine() + "\n")
     print(f"{config.model.name}, {options.image_size} px, batches of {options.batch_size}, {device}, {options.clock}\n")
     print("| speed | first, s | s per step, median (min to max) | times faster than plain |\n|---|---|---|---|")
