@@ -64,7 +64,7 @@ def save(
     path = Path(path)
     # A copy of its own for every tensor: safetensors refuses tensors that share memory (tied weights, views).
     state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model_state.items()}
-    _check_finite(state, f"Refusing to write the checkpoint {path.name}")
+    check_finite(state, f"Refusing to write the checkpoint {path.name}")
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config.to_dict(), sort_keys=True),
@@ -86,25 +86,14 @@ def load(path: Path | str) -> Checkpoint:
         CheckpointError: Missing, truncated, not a safetensors file, not written by JointDiff, or with NaN weights.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}. A run keeps its own in <run folder>/checkpoints/.")
-    if not path.is_file():
-        raise CheckpointError(f"The checkpoint path {path} is not a file. Name the .safetensors file itself.")
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
-        raise CheckpointError(_damage(path, error)) from None
+    metadata, state = read(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
         raise CheckpointError(
             f"{path} is a safetensors file, but not a JointDiff checkpoint (format {found!r}, wanted {FORMAT!r}): "
             "it does not say its configuration, so the network cannot be built from it."
         )
-    _check_finite(state, f"The checkpoint {path} is unusable")
+    check_finite(state, f"The checkpoint {path} is unusable")
     try:
         return Checkpoint(
             state=state,
@@ -120,6 +109,26 @@ def load(path: Path | str) -> Checkpoint:
             f"The header of the checkpoint {path} does not fit JointDiff {jointdiff.__version__} "
             f"(written by {metadata.get('code_version', 'an unknown version')}): {error}"
         ) from None
+
+
+def read(path: Path | str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return the header's metadata and the tensors of any safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: Missing, truncated, or not a safetensors file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}. A run keeps its own in <run folder>/checkpoints/.")
+    if not path.is_file():
+        raise CheckpointError(f"The checkpoint path {path} is not a file. Name the .safetensors file itself.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise CheckpointError(_damage(path, error)) from None
 
 
 def export(source: Path | str, target: Path | str, config: Config, **facts: str) -> Path:
@@ -196,7 +205,15 @@ def _tensor_differences(own: Mapping[str, torch.Tensor], other: Mapping[str, tor
     return differences
 
 
-def _check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+def check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        what: How the error begins.
+
+    Raises:
+        CheckpointError: There are any.
+    """
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from jointdiff import aggregation_rules, codecs, settings, sharing
+from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
@@ -184,10 +185,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    autoencoder: AutoencoderConfig | None = None  # of runs that train one; no section where there is none
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return nested plain dicts with kebab-case keys, fit for YAML and JSON."""
-        return {f.name: to_mapping(getattr(self, f.name)) for f in fields(self)}
+        sections = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: to_mapping(section) for name, section in sections.items() if section is not None}
 
     @property
     def private(self) -> bool:
@@ -201,11 +204,19 @@ class Config:
         Raises:
             ConfigError: A section or key is unknown, or a value has the wrong type.
         """
-        sections = {"run": RunConfig, "model": ModelConfig, "training": TrainingConfig}
+        sections = {
+            "run": RunConfig,
+            "model": ModelConfig,
+            "training": TrainingConfig,
+            "autoencoder": AutoencoderConfig,
+        }
         for key in tree:
             if key not in sections:
                 raise ConfigError(f"Unknown section '{key}' in the configuration: {nearest(key, sections)}")
-        return cls(**{name: from_mapping(kind, tree.get(name, {}), name) for name, kind in sections.items()})
+        always = {name: tree.get(name, {}) for name in ("run", "model", "training")}
+        return cls(
+            **{name: from_mapping(sections[name], section, name) for name, section in {**always, **tree}.items()}
+        )
 
 
 T = TypeVar("T")
@@ -493,3 +504,25 @@ def _model_for(image_size: int) -> str:
     if image_size <= 32:
         return "unet-28"
     return "unet-64" if image_size <= 64 else "unet-128"
+
+
+def autoencoder_config(image_size: int, channels: int, name: str = "auto") -> AutoencoderConfig:
+    """Return the autoencoder of a preset in configs/autoencoder/, for images of this size.
+
+    Args:
+        name: The preset; auto = by image size: the smallest that is made for it, kl-256 beyond.
+
+    Raises:
+        ConfigError: There is no such preset, it holds an unknown key, or it does not go with the image size.
+    """
+    if name == "auto":
+        name = next((f"kl-{size}" for size in (64, 128, 224) if image_size <= size), "kl-256")
+    data = {"name": name, "channels": channels, "image-size": image_size}
+    found = from_mapping(
+        AutoencoderConfig, {**read_preset("autoencoder", name), **data}, f"autoencoder preset '{name}'"
+    )
+    try:
+        found.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return found

@@ -32,6 +32,9 @@ PURE = (
     "quorum",
     "regions",
     "paired",
+    "autoencoder_config",
+    "autoencoder",
+    "latent_scale",
 )
 # As pure, but they are handed the network and may name its type.
 ON_A_MODEL = ("sampling", "edit_task", "single_pass", "region_search", "counterfactual")
