@@ -14,14 +14,16 @@ from client import site_process
 from client.data_look import class_names
 from client.site_config import SiteConfig
 from jointdiff import checkpoint, storage
+from jointdiff.autoencoder_keys import AUTOENCODER
 from jointdiff.config import SITES, RunConfig, parse_run_config, to_mapping
 from jointdiff.data import DatasetInfo, HospitalData, info_of
 from jointdiff.data.site_data import load_site
 from jointdiff.errors import ConfigError, DataError
 from jointdiff.intervals import estimates
 from jointdiff.ledger import dataset_fingerprint
+from jointdiff.local_work import statistics_of
 from jointdiff.preparation import run_name_for
-from jointdiff.standalone import statistics_of, train_on
+from jointdiff.standalone import train_on
 from jointdiff.trained import Trained, open_trained
 from jointdiff.views.live.ladder import ALONE, FEDERATION, LADDER_FILE, SCHEMA_VERSION
 
@@ -51,6 +53,8 @@ def run_alone(config: SiteConfig, asked: Mapping[str, Any]) -> RunConfig:
     if config.device:
         keys["device"] = config.device
     run = parse_run_config(keys)
+    if run.method == AUTOENCODER:
+        raise ConfigError("method=autoencoder trains no classifier, and the ladder compares classifiers: leave it out.")
     if not run.run_name:
         run = replace(run, run_name=f"alone-{run_name_for(run)}")
     return run

@@ -14,16 +14,15 @@ import numpy as np
 
 from client import download, personal_head, state, upload
 from client.site import Site
-from jointdiff import codecs, protocol
+from jointdiff import codecs, local_work, protocol
 from jointdiff.config import Config
 from jointdiff.data import class_table
 from jointdiff.data.base import class_counts
 from jointdiff.errors import RefusedError
-from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
-from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
 from jointdiff.ledger_file import LEDGER_FILE
+from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, SAVE
 from jointdiff.sample_grades import PREFIX
@@ -31,7 +30,6 @@ from jointdiff.score_histogram import NUM_BINS
 from jointdiff.sharing import Sharing
 from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
 from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
-from jointdiff.training import train_round
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 Tensors = dict[str, np.ndarray]
@@ -111,7 +109,7 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     model = site.model(tensors)
     with site.timed(LOAD):
         old_state = state.load(site.folder, ask.run_name, before=ask.round)
-    metrics, new_state = train_round(
+    metrics, new_state = local_work.train(
         model,
         site.data,
         site.config,
@@ -131,7 +129,7 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     pseudo = site.instructions.payload.get("pseudo") is True
-    statistics = head_statistics(site.model(tensors), site.data, site.config, site.device, pseudo=pseudo)
+    statistics = local_work.sums_of(site.model(tensors), site.data, site.config, site.device, pseudo=pseudo)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
     elif not codecs.parse(site.config.run.upload).plain:
@@ -158,14 +156,15 @@ def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     for part, images in (("test", site.data.test), ("heldout", site.data.heldout)):
         if images is None or not len(images):
             continue
-        found: ClassificationStatistics | None = ClassificationStatistics.from_predictions(
-            predict(model, images.images, device=site.device),
-            images.labels,
-            task=site.config.model.task,
-            num_bins=COARSE_BINS if minimum else NUM_BINS,
+        num_bins = COARSE_BINS if minimum else NUM_BINS
+        found: local_work.Statistics | None = local_work.statistics_of(
+            model, images, site.config, site.device, num_bins=num_bins
         )
-        if minimum and found is not None:
+        if isinstance(found, ClassificationStatistics) and minimum:
             found, names = withhold(found, minimum)
+            report.withheld.extend(f"{part}.{name}".removesuffix(".") for name in names)
+        elif found is not None and is_small(found.num_images, minimum):
+            found, names = None, [""]
             report.withheld.extend(f"{part}.{name}".removesuffix(".") for name in names)
         if found is not None:
             answer |= {f"{part}.{name}": array for name, array in found.to_arrays().items()}
@@ -176,9 +175,12 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if not site.policy.render_explanations:  # the server asks for no minimum of answers here: a refusal stops no run
         raise RefusedError("The policy of this site renders no explanations at the end of a run.")
     site.check_privacy()
+    model = site.model(tensors)
+    if not isinstance(model, JointModel):
+        raise RefusedError("An autoencoder decides nothing, so there is nothing to explain.")
     folder = site.folder / "explanations" / site.instructions.run_name
     grades, num_graded = explain_site(
-        site.model(tensors),
+        model,
         site.data,
         site.config,
         hospital_index=site.instructions.hospital_index,

@@ -22,7 +22,7 @@ from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, hospital_data, info_of
 from jointdiff.data.site_data import load_site
 from jointdiff.errors import RefusedError
-from jointdiff.model import JointModel
+from jointdiff.networks import Network, network_with
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, REPORTED
 from jointdiff.round_profile import PREFIX as SECONDS
@@ -113,16 +113,13 @@ class Site:
         """What this hospital allows."""
         return self.site.policy
 
-    def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
+    def model(self, tensors: Mapping[str, np.ndarray]) -> Network:
         """Return the network with the weights that the server sent, on the device; parts of it may be the site's."""
         with self.timed(LOAD):
             if self.instructions.kind != protocol.TRAIN:
                 tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
             tensors = personal_head.put_on(self.instructions, self.config, tensors, self.folder)
-            with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
-                model = JointModel(self.config.model)
-            model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-            return model.to(self.device)
+            return network_with(self.config, tensors, self.device)
 
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""

@@ -75,6 +75,12 @@ def cutout(x: torch.Tensor, generator: torch.Generator, *, share: float) -> torc
     return torch.where(hole[:, None], x.mean(dim=(2, 3), keepdim=True), x)
 
 
+def mirrored(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Mirror every image left and right with probability 1/2; no pixel is resampled."""
+    mirror = _uniform(0, 1, len(x), x, generator) < 0.5
+    return torch.where(mirror[:, None, None, None], x.flip(-1), x)
+
+
 def weak_view(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Return a view that keeps the label beyond doubt: a small shift and a mirror."""
     return warp(x, generator, degrees=0, shift=0.06, zoom=0.0, flip=True)

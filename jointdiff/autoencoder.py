@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from jointdiff.autoencoder_config import LATENT_CHANNELS, AutoencoderConfig
 
 LOGVAR_RANGE = (-20.0, 10.0)  # of the encoder's second output: exp of it stays finite
+_FIRST_LOGVAR = -6.0
 _PATCH = 2  # pixels per side that the first level folds into channels
 FeatureMaps = Callable[[torch.Tensor], Sequence[torch.Tensor]]
 
@@ -71,7 +72,8 @@ class Autoencoder(nn.Module):
         for wider in rest:
             encoder += [nn.Conv2d(width, wider, 3, 2, padding=1), *_blocks(wider, config.num_blocks)]
             width = wider
-        encoder += [_norm(width), nn.SiLU(), nn.Conv2d(width, 2 * LATENT_CHANNELS, 3, padding=1)]
+        last = nn.Conv2d(width, 2 * LATENT_CHANNELS, 3, padding=1)
+        encoder += [_norm(width), nn.SiLU(), last]
         decoder: list[nn.Module] = [nn.Conv2d(LATENT_CHANNELS, width, 3, padding=1)]
         for narrower in (*reversed(config.widths[:-1]), None):
             decoder += _blocks(width, config.num_blocks)
@@ -80,10 +82,13 @@ class Autoencoder(nn.Module):
                 width = narrower
         decoder += [_norm(width), nn.SiLU(), nn.Conv2d(width, pixels, 3, padding=1), nn.PixelShuffle(_PATCH)]
         # Over the borders of the 2 x 2 patches, which are drawn side by side and know nothing of each other.
-        smooth = nn.Conv2d(config.channels, config.channels, 3, padding=1, padding_mode="replicate")
+        smooth = nn.Conv2d(config.channels, config.channels, 3)  # padded before: per-record gradients know zeros alone
         nn.init.dirac_(smooth.weight)
         nn.init.zeros_(smooth.bias)  # type: ignore[arg-type]
-        self.encoder, self.decoder = nn.Sequential(*encoder), nn.Sequential(*decoder, smooth)
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder, nn.ReplicationPad2d(1), smooth)
+        with torch.no_grad():  # little noise at first: pictures come before the prior
+            last.bias[LATENT_CHANNELS:] = _FIRST_LOGVAR  # type: ignore[index]
         self.register_buffer("latent_mean", torch.zeros(LATENT_CHANNELS))
         self.register_buffer("latent_std", torch.zeros(LATENT_CHANNELS))
 

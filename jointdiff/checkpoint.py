@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import jointdiff
+from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.config import Config, ModelConfig
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.storage import atomic_path
@@ -163,8 +164,10 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
             and the model is left as it was.
     """
     checkpoint = load(path)
+    own = getattr(model, "config", None)
+    encodes = isinstance(own, AutoencoderConfig)
     differences = [
-        *_config_differences(getattr(model, "config", None), checkpoint.config.model),
+        *_config_differences(own, checkpoint.config.autoencoder if encodes else checkpoint.config.model),
         *_tensor_differences(model.state_dict(), checkpoint.state),
     ]
     if differences:
@@ -180,11 +183,11 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def _config_differences(own: object, other: ModelConfig) -> list[str]:
-    if not isinstance(own, ModelConfig):
+def _config_differences(own: object, other: ModelConfig | AutoencoderConfig | None) -> list[str]:
+    if not isinstance(own, ModelConfig | AutoencoderConfig) or other is None:
         return []
     # The name is a label, and dropout holds no weights: neither changes which weights fit.
-    keys = [f.name for f in fields(ModelConfig) if f.name not in ("name", "dropout")]
+    keys = [f.name for f in fields(own) if f.name not in ("name", "dropout")]
     return [
         f"{key.replace('_', '-')} is {getattr(other, key)!r} in the checkpoint, {getattr(own, key)!r} here"
         for key in keys

@@ -19,11 +19,12 @@ import yaml
 
 from jointdiff import aggregation_rules, codecs, settings, sharing
 from jointdiff.autoencoder_config import AutoencoderConfig
+from jointdiff.autoencoder_keys import AUTOENCODER, check_autoencoder, check_reconstruction
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
 
-METHODS = ("joint", "two-stage", "fixmatch", "supervised")
+METHODS = ("joint", "two-stage", "fixmatch", "supervised")  # that classify
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 EVAL_SPLITS = ("test", "val")
@@ -53,7 +54,7 @@ class RunConfig:
     split_seed: int = 0  # drives partition and which labels are kept
     audit_holdout: float = 0.0  # share of each hospital's training images never trained on: non-members of its audit
     seed: int = 0  # drives initial weights and training
-    method: str = "joint"  # joint | two-stage | fixmatch | supervised
+    method: str = "joint"  # joint | two-stage | fixmatch | supervised | autoencoder
     num_rounds: int = 12
     local_steps: int = 30  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
@@ -79,7 +80,7 @@ class RunConfig:
     noise_multiplier: float = 0.0  # the same, said as noise; 0 = found from target-epsilon; both 0 = no privacy
     delta: float = 1e-4  # of every epsilon; below one over a hospital's number of records
     initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
-    model: str = "auto"  # a name in configs/model/; auto = by image-size
+    model: str = "auto"  # a name in configs/model/ (method=autoencoder: configs/autoencoder/); auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
     device: str = "auto"  # auto | cpu | cuda | cuda:N
@@ -172,6 +173,10 @@ class TrainingConfig:
     grad_clip: float = 1.0  # norm; 0 disables
     ema_decay: float = 0.25  # of the server's average over rounds; 0 disables
     autocast: str = "auto"  # auto | bf16 | off
+    l1_weight: float = 1.0  # method autoencoder: of the mean absolute error per pixel
+    l2_weight: float = 1.0  # method autoencoder: of the mean squared error per pixel
+    feature_weight: float = 0.1  # method autoencoder: of the distance in the fixed feature net; 0 disables
+    kl_weight: float = 1e-4  # method autoencoder: of the latents' distance to a normal distribution
     max_grad_norm: float = 1.0  # private runs: largest norm of one record's gradient
     noise_multiplicity: int = 1  # private runs: draws of timestep and noise per record (Dockhorn et al. 2023)
     body_lr_scale: float = 1.0  # private runs: learning rate of all but the head, as a share; 0 freezes the body
@@ -315,7 +320,8 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         if getattr(run, key) < low:
             name = key.replace("_", "-")
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
-    _one_of("method", run.method, METHODS)
+    _one_of("method", run.method, (*METHODS, AUTOENCODER))
+    check_autoencoder(run)
     _one_of("strategy", run.strategy, STRATEGIES)
     settings.check_settings(run)
     aggregation_rules.check_run(run)
@@ -469,14 +475,17 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     Raises:
         ConfigError: A preset is missing or holds an unknown key, or does not go with a key of the run.
     """
-    name = run.model if run.model != "auto" else _model_for(run.image_size)
+    encodes = run.method == AUTOENCODER
+    autoencoder = autoencoder_config(run.image_size, channels, run.model) if encodes else None
+    name = run.model if run.model != "auto" and not encodes else _model_for(run.image_size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     _check_head(training)
+    check_reconstruction(training)
     check_pseudo_labels(training, task)
-    config = Config(run=run, model=model, training=training)
+    config = Config(run=run, model=model, training=training, autoencoder=autoencoder)
     aggregation_rules.check_training(config)
     return config
 
@@ -491,6 +500,11 @@ def _check_head(training: TrainingConfig) -> None:
         raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
     if training.head_self_training and training.head == "gradient":
         raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
+
+
+def trains_autoencoder(config: Config) -> bool:
+    """Tell whether a run trains the autoencoder of scans, and no classifier."""
+    return config.run.method == AUTOENCODER
 
 
 def preset_of(run: RunConfig) -> str:

@@ -118,12 +118,16 @@ def solved_heads(
 
 def public_head(model: JointModel, config: Config, device: torch.device) -> dict[str, torch.Tensor]:
     """Standardise a gradient head over phantoms: for runs in which no site's sums may travel."""
+    sums = standardisation_sums(extract_features(model, public_images(config), device=device).cpu().numpy())
+    return solve_head(sums, config)
+
+
+def public_images(config: Config) -> np.ndarray:
+    """Return phantoms of a run's size and channels, uint8 [N,H,W,C]: they are of nobody."""
     from jointdiff.data.registry import load_dataset
 
     name = "phantom:rgb" if config.model.channels == 3 else "phantom"
-    images = load_dataset(name, image_size=config.model.image_size).train.images[:NUM_PUBLIC]
-    sums = standardisation_sums(extract_features(model, images, device=device).cpu().numpy())
-    return solve_head(sums, config)
+    return load_dataset(name, image_size=config.model.image_size).train.images[:NUM_PUBLIC]
 
 
 def head_statistics(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -162,7 +162,7 @@ class FrozenAutoencoder:
         checkpoint.check_finite(state, f"Refusing to write the autoencoder {path.name}")
         header = {
             "format": FORMAT,
-            "config": json.dumps(to_mapping(self.config), sort_keys=True),
+            "config": json.dumps(to_mapping(replace(self.config, name=Path(self.config.name).name)), sort_keys=True),
             "scale": json.dumps(asdict(self.scale)),
             "fingerprint": self.fingerprint,
             "facts": json.dumps(self.facts, sort_keys=True),
@@ -210,7 +210,7 @@ def _from_run(path: Path | str, state: Mapping[str, torch.Tensor]) -> tuple[Auto
     """Return what a run's checkpoint says of the autoencoder in it."""
     found = checkpoint.load(path)
     config: Config = found.config
-    if config.autoencoder is None:
+    if config.autoencoder is None or not all(name in state for name in _SCALE):
         raise CheckpointError(
             f"The checkpoint {path} holds no autoencoder: it was trained with method={config.run.method}. Name one of "
             "method=autoencoder."
@@ -221,7 +221,7 @@ def _from_run(path: Path | str, state: Mapping[str, torch.Tensor]) -> tuple[Auto
             f"The autoencoder in {path} has no scale yet: it is measured after the last round, and this is round "
             f"{found.round_number}. Take the checkpoint of a run that has ended well."
         )
-    facts = {"run": config.run.run_name, "dataset": config.run.dataset, "round": str(found.round_number)}
+    facts = {"run": config.run.run_name, "round": str(found.round_number), "code_version": found.code_version}
     return config.autoencoder, LatentScale(tuple(mean), tuple(std)), facts
 
 

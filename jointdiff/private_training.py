@@ -7,6 +7,7 @@ operating system. Nothing that is computed from the records leaves but the weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ import torch
 from jointdiff import losses, pseudo_labels
 from jointdiff.accounting import epsilon_of, noise_multiplier_for
 from jointdiff.augment import strong_view, weak_view
-from jointdiff.config import Config
+from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.evaluation import predict
@@ -128,6 +129,40 @@ def train_private_round(
     ]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     load_moments(optimizer, state, list(model.parameters()))
+
+    def loss_of(index: torch.Tensor) -> torch.Tensor:
+        return loss(to_network(images[index], device), labels[index], None if teacher is None else teacher[index])
+
+    return take_private_steps(
+        model, optimizer, batches, loss_of, training, plan, round_number=round_number, noise=randomness.noise,
+        device=device,
+    )  # fmt: skip
+
+
+def take_private_steps(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: PoissonBatches,
+    loss_of: Callable[[torch.Tensor], torch.Tensor],
+    training: TrainingConfig,
+    plan: PrivacyPlan,
+    *,
+    round_number: int,
+    noise: torch.Generator,
+    device: torch.device,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Take a round's clipped and noised steps on a network.
+
+    Args:
+        model: In training mode; parameters that rest need no gradient.
+        optimizer: Its groups may have a `scale` of the learning rate.
+        batches: Poisson batches of records.
+        loss_of: Returns the losses of the records with these indices, [n] each.
+        noise: Of the gradient, on the device.
+
+    Returns:
+        As `train_private_round`.
+    """
     rate = 0.0
     with PrivateSteps(
         model,
@@ -135,17 +170,15 @@ def train_private_round(
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=training.max_grad_norm,
         expected_batch=plan.sample_rate * batches.num_units,
-        generator=randomness.noise,
+        generator=noise,
     ) as steps:
         for step in range(plan.steps):
             number = (round_number - 1) * plan.steps + step
             rate = learning_rate_at(number, plan.num_rounds * plan.steps, training)
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate * group.get("scale", 1.0)
             for index in chunks(batches.draw().to(device), training.physical_batch):
-                steps.add(
-                    loss(to_network(images[index], device), labels[index], None if teacher is None else teacher[index])
-                )
+                steps.add(loss_of(index))
             steps.finish()
     new_state = save_moments(optimizer, list(model.parameters()))
     model.requires_grad_(True)

@@ -73,6 +73,11 @@ class RunRecord:
         """The held-out AUC of the last evaluated round, if there is any."""
         return self._history.final.get("heldout_auc")
 
+    @property
+    def last_pooled(self) -> dict[str, Any]:
+        """The pooled metrics of the last evaluated round; {} where every hospital withheld them."""
+        return self._history.final.get("pooled") or {}
+
     def save_checkpoint(
         self, kind: str, tensors: Mapping[str, np.ndarray], *, round_number: int, metric: float | None, metric_name: str
     ) -> None:

@@ -14,6 +14,7 @@ from jointdiff.config import Config, parse_run_config
 from jointdiff.data import info_of
 from jointdiff.errors import CheckpointError, JointDiffError
 from jointdiff.model import JointModel
+from jointdiff.networks import check_joint
 from jointdiff.training import select_device
 
 
@@ -97,6 +98,7 @@ def open_trained(path: Path | str, *, device: str = "auto") -> Trained:
     """
     place = select_device(parse_run_config({"device": device}).device)
     config = checkpoint.load(path).config
+    check_joint(config, path)
     with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw must leave no trace
         model = JointModel(config.model)
     checkpoint.load_into(model, path)

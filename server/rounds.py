@@ -15,17 +15,16 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from jointdiff import protocol, storage
-from jointdiff.config import Config, RunConfig
+from jointdiff import local_work, protocol, storage
+from jointdiff.config import Config, RunConfig, trains_autoencoder
 from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
-from jointdiff.head import public_head, solved_heads
-from jointdiff.head_sums import add_sums, no_head_sums
-from jointdiff.model import model_with
+from jointdiff.head_sums import add_sums
+from jointdiff.networks import network_with
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
-from jointdiff.training import head_is_solved_after, select_device
+from jointdiff.training import select_device
 from server.aggregation import WeightedSum, weighted_means
 from server.deployment.admission import admitted
 from server.ending import show
@@ -68,6 +67,7 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
             federation.begin(state)
             while federation.round_number < config.run.num_rounds:
                 federation.next_round()
+            local_work.check_outcome(config, record.last_pooled)
             federation.show(info)
             record.finish()
         except BaseException as error:
@@ -222,15 +222,15 @@ class Federation:
             return answers.good
 
     def prepare_head(self, number: int) -> None:
-        """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
-        if not head_is_solved_after(number, self.config):
+        """Solve the head, or scale the latents, on the hospitals' sums over the average's; both models get it."""
+        if not local_work.sums_are_merged_after(number, self.config):
             return
         if self.config.private:  # no sums over a site's features leave it: synthetic scans stand in
             if not self.config.run.initial_weights:  # which bring their own standardisation
                 self._take_head(self._public_head())
             return
-        for head in solved_heads(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
-            self._take_head(head)
+        for found in local_work.solved(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
+            self._take_head(found)
 
     def _all_head_sums(self, number: int, *, pseudo: bool) -> Tensors:
         """Return the hospitals' sums, and with them those of the server's own labelled set."""
@@ -239,7 +239,7 @@ class Federation:
 
     def _head_sums(self, number: int, *, pseudo: bool) -> Tensors:
         """Return the hospitals' sums over the features of their labelled images, or of those that the head labels."""
-        like = no_head_sums(self.config, num_features=len(self.weights["head.mean"]))
+        like = local_work.no_sums(self.config, {name: array.shape for name, array in self.weights.items()})
         sent, told = self.exchange.for_head(self.average, like), protocol.head_payload(pseudo=pseudo)
         if self.secure_sums:
             return self.secure_sums.head_sums(number, sent, like, told)
@@ -258,7 +258,7 @@ class Federation:
 
     def _public_head(self) -> dict[str, torch.Tensor]:
         device = select_device(self.config.run.device)
-        return public_head(model_with(self.config.model, self.average, device), self.config, device)
+        return local_work.solved_in_public(network_with(self.config, self.average, device), self.config, device)
 
     def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
         """Put the head's tensors into both models, unless they are nonsense."""
@@ -266,13 +266,14 @@ class Federation:
         try:
             check_update(head, like={name: self.weights[name] for name in head})
         except ValueError as error:
-            raise RunError(f"The classifier head cannot be solved from the hospitals' sums: {error}.") from None
+            what = "scale of the latents" if trains_autoencoder(self.config) else "classifier head"
+            raise RunError(f"The {what} cannot be solved from the hospitals' sums: {error}.") from None
         self.weights = {**self.weights, **head}
         self.average = {**self.average, **head}
 
     def _evaluate(self, number: int) -> float | None:
         """Evaluate the average at every hospital; return the AUC on held-out kept labels, None where there are none."""
-        scores = Scores(self.config.model)
+        scores = Scores(self.config)
         with self.questions.ask(
             protocol.EVALUATE,
             number,
@@ -284,7 +285,7 @@ class Federation:
         if self.labelled_set and (held_out := self.labelled_set.heldout(self.average)):
             scores.add_heldout(SERVER, held_out)
         heldout = scores.pooled(HELDOUT)
-        heldout_auc = heldout["auc"] if heldout else None
+        heldout_auc = heldout.get("auc") if heldout else None
         withheld = {"withheld": scores.withheld} if scores.withheld else {}
         self.record.event(
             "evaluated", round=number, pooled=scores.pooled(), hospitals=scores.by_hospital(), heldout_auc=heldout_auc,

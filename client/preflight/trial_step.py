@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from jointdiff import local_work
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, info_of
 from jointdiff.data.base import UNKNOWN
 from jointdiff.errors import JointDiffError
-from jointdiff.model import JointModel
-from jointdiff.training import select_device, train_round
+from jointdiff.networks import build, design_of
+from jointdiff.training import select_device
 
 
 def measure(config: Config, device_name: str) -> dict[str, Any]:
@@ -34,9 +35,9 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
         run = replace(config.run, local_steps=1)
         config = replace(config, run=run)
         with torch.random.fork_rng(devices=[]):
-            model = JointModel(config.model).to(device)
+            model = build(design_of(config)).to(device)
         began = time.perf_counter()
-        train_round(
+        local_work.train(
             model, random_data(config), config, round_number=run.num_rounds, hospital_index=0, device=device, state=None
         )  # fmt: skip
         seconds = time.perf_counter() - began

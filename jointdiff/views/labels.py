@@ -43,6 +43,10 @@ METRICS: dict[str, str] = {
     "specificity": "Specificity",
     "calibration_error": "Calibration error",
     "log_loss": "Log-loss",
+    "psnr": "PSNR (dB)",
+    "psnr_gain": "Gain over grey pictures (dB)",
+    "reconstruction_l1": "Mean absolute error (2 = black to white)",
+    "latent_std": "Smallest spread of a latent channel",
 }
 
 _SAID = ("found_share",)  # validity says it, and more strictly

@@ -47,6 +47,13 @@ SETTINGS = {
     "labels_at_server": {"label-split": "server"},
     "class_gaps": {"dataset": "phantom:3-classes", "partition": "gaps:1"},
     "label_skew": {"partition": "dirichlet:0.1"},
+    "autoencoder_128": {
+        "image-size": 128,
+        "partition": "scanner",
+        "method": "autoencoder",
+        "batch-size": 16,
+        "explain": 0,
+    },
 }
 
 

@@ -105,6 +105,8 @@ def _text(event: Event) -> str | None:
         return f"Round {round_number}: {number(event.get('num_replies'))} updates merged"
     if kind == "evaluated":
         pooled = mapping(event.get("pooled"))
+        if "psnr" in pooled:
+            return f"Round {round_number}: PSNR {number(pooled['psnr'], 1)} dB, pooled over all hospitals"
         return (f"Round {round_number}: AUC {number(pooled.get('auc'))}, balanced accuracy "
                 f"{number(pooled.get('balanced_accuracy'))}, pooled over all hospitals")  # fmt: skip
     if kind == "sampled" and event.get("reason"):
