@@ -54,6 +54,11 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
     loaded = checkpoint.load(path)
     config = loaded.config
     _check(request, config)
+    if config.model.latent:
+        raise CheckpointError(
+            "The attacks of the audit work on pixels, and this model works on latents of an autoencoder: they cannot "
+            "be made yet. Audit a run without autoencoder."
+        )
     index = request.hospital - 1
     folder = site_folder(request, path, config)
     name = config.run.run_name

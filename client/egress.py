@@ -383,6 +383,7 @@ def _check_reconstruction(
 
 
 _PAYLOADS: dict[str, Callable[[Config, SitePolicy], Payload]] = {
+    protocol.AUTOENCODER: _nothing,
     protocol.DESCRIBE: _nothing,
     protocol.TRAIN: _weights,
     protocol.HEAD: _head,
@@ -414,6 +415,7 @@ def _seconds(config: Config, kind: str) -> frozenset[str]:
 
 
 _SCALARS: dict[str, Callable[[Config], frozenset[str]]] = {
+    protocol.AUTOENCODER: lambda _: frozenset(),
     protocol.DESCRIBE: lambda _: frozenset(),
     protocol.TRAIN: _training,
     protocol.HEAD: lambda config: _seconds(config, protocol.HEAD),

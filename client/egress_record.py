@@ -11,6 +11,7 @@ from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.views.format import num_bytes
 
 ASKED = {
+    protocol.AUTOENCODER: "said that it keeps the autoencoder",
     protocol.DESCRIBE: "introduced itself",
     protocol.TRAIN: "sent its trained weights",
     protocol.HEAD: "sent sums of features",

@@ -23,6 +23,7 @@ from jointdiff.intervals import estimates
 from jointdiff.ledger import dataset_fingerprint
 from jointdiff.local_work import statistics_of
 from jointdiff.preparation import run_name_for
+from jointdiff.spaces import seen_images
 from jointdiff.standalone import train_on
 from jointdiff.trained import Trained, open_trained
 from jointdiff.views.live.ladder import ALONE, FEDERATION, LADDER_FILE, SCHEMA_VERSION
@@ -97,7 +98,7 @@ def _measure(
     if rung == FEDERATION and trained.config.run.num_hospitals == 1:
         raise ConfigError(f"{path} was trained by one hospital alone: it is no federation's model. Name one that is.")
     test = (data or own_data(config, info_of_model(trained))).test
-    found = statistics_of(trained.model, test, trained.config, trained.device).finish()
+    found = statistics_of(trained.model, seen_images(test, trained.space), trained.config, trained.device).finish()
     told = estimates(found, trained.config.model.task)
     run = trained.config.run
     entry = {

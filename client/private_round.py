@@ -57,7 +57,7 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     work = train_private_autoencoder_round if isinstance(model, Autoencoder) else train_private_round
     metrics, new_state = work(
         model,  # type: ignore[arg-type]
-        site.data,
+        site.inputs,
         site.config,
         plan,
         round_number=ask.round,

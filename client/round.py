@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from client import download, personal_head, state, upload
+from client import download, latents, personal_head, state, upload
 from client.site import Site
 from jointdiff import codecs, local_work, protocol
 from jointdiff.config import Config
@@ -67,6 +67,12 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
     return replace(report, device=site.device_name, duration_s=duration_s, metrics=metrics), answer
 
 
+def _autoencoder(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    latents.keep(site.instructions, site.config, tensors, site.folder)
+    _ = site.inputs  # computed here, so that no round waits for them
+    return RoundReport(site.instructions.hospital), {}
+
+
 def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
     minimum = site.policy.min_cell_count
     table = table_without_small(class_table(site.data), minimum, multi_label=site.config.model.task == "multi-label")
@@ -111,7 +117,7 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         old_state = state.load(site.folder, ask.run_name, before=ask.round)
     metrics, new_state = local_work.train(
         model,
-        site.data,
+        site.inputs,
         site.config,
         round_number=ask.round,
         hospital_index=ask.hospital_index,
@@ -129,7 +135,7 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     pseudo = site.instructions.payload.get("pseudo") is True
-    statistics = local_work.sums_of(site.model(tensors), site.data, site.config, site.device, pseudo=pseudo)
+    statistics = local_work.sums_of(site.model(tensors), site.inputs, site.config, site.device, pseudo=pseudo)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
     elif not codecs.parse(site.config.run.upload).plain:
@@ -153,7 +159,7 @@ def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     model, minimum = site.model(tensors), site.policy.min_cell_count
     report = site.report(site.data.test)
     answer: Tensors = {}
-    for part, images in (("test", site.data.test), ("heldout", site.data.heldout)):
+    for part, images in (("test", site.inputs.test), ("heldout", site.inputs.heldout)):
         if images is None or not len(images):
             continue
         num_bins = COARSE_BINS if minimum else NUM_BINS
@@ -187,6 +193,7 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         device=site.device,
         folder=folder,
         site=site.folder,
+        space=site.space,
     )
     minimum, report = site.policy.min_cell_count, site.report(site.data.test)
     report = replace(report, num_images=shown(num_graded, minimum))
@@ -202,6 +209,7 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {
+    protocol.AUTOENCODER: _autoencoder,
     protocol.DESCRIBE: _describe,
     protocol.TRAIN: _train,
     protocol.HEAD: _head,

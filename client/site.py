@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import download, personal_head, site_config
+from client import download, latents, personal_head, site_config
 from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
@@ -27,6 +27,7 @@ from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, REPORTED
 from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.small_counts import is_small, shown
+from jointdiff.spaces import Space
 from jointdiff.training import select_device
 
 
@@ -63,6 +64,19 @@ class Site:
         """This hospital's images."""
         with self.timed(LOAD):
             return self._data()
+
+    @cached_property
+    def space(self) -> Space:
+        """Where the run's network works: on pixels, or on latents of the autoencoder that the server sent."""
+        with self.timed(LOAD):
+            return latents.space_of(self.config, self.folder, self.device)
+
+    @cached_property
+    def inputs(self) -> HospitalData:
+        """What the network sees of this hospital's images."""
+        data, space = self.data, self.space
+        with self.timed(LOAD):
+            return latents.seen(data, space, self.folder, on_disk=self.policy.latents_on_disk)
 
     def _data(self) -> HospitalData:
         run = self.config.run

@@ -27,6 +27,11 @@ def check_autoencoder(run: RunConfig) -> None:
     """
     if run.method != AUTOENCODER:
         return
+    if run.autoencoder:
+        raise ConfigError(
+            f"autoencoder={run.autoencoder} and method=autoencoder exclude each other: a run trains an autoencoder, or "
+            "works on the latents of one that is frozen. Leave autoencoder out, or take another method."
+        )
     for field, allowed in _MEANINGLESS.items():
         value, key = getattr(run, field), field.replace("_", "-")
         if value not in allowed:

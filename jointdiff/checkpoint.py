@@ -2,6 +2,7 @@
 
 Nothing is ever unpickled. The file is an ordinary safetensors file; the facts lie as strings in its header's metadata:
 `format`, `config` (JSON of `Config.to_dict()`), `round`, `metric`, `metric_name`, `code_version`, `code_hash`.
+The checkpoint of a latent run holds its autoencoder too: tensors `autoencoder/...`, and `autoencoder` in the metadata.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,8 +24,17 @@ from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.storage import atomic_path
 
 FORMAT = "jointdiff-checkpoint-1"
-_OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash"}
+_OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash", "autoencoder"}
+_PART = "autoencoder/"  # prefix of the tensors of a latent run's autoencoder
 _NUM_NAMED = 3  # how many differing tensors or keys an error names
+
+
+@dataclass(frozen=True)
+class Part:
+    """A second network in the file: a state_dict, and what it is made of, as plain keys."""
+
+    state: Mapping[str, torch.Tensor]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,6 +48,7 @@ class Checkpoint:
     metric_name: str
     code_version: str
     code_hash: str  # '' where the writer did not say
+    autoencoder: Part | None = None  # of a latent run: latent_run.from_tensors makes one of it
 
 
 def save(
@@ -48,6 +60,7 @@ def save(
     metric: float | None = None,
     metric_name: str = "",
     code_hash: str = "",
+    autoencoder: Part | None = None,
 ) -> Path:
     """Write a checkpoint atomically: a reader sees the old file or the whole new one.
 
@@ -58,13 +71,15 @@ def save(
         round_number: Round after which the weights were taken; 0 before the first.
         metric, metric_name: What this checkpoint was chosen by, if anything.
         code_hash: `jointdiff.identity.code_hash()` of the writer.
+        autoencoder: Of a latent run: both parts go into the one file.
 
     Raises:
         CheckpointError: A weight is NaN or infinite; nothing is written, and an older file stays as it was.
     """
     path = Path(path)
     # A copy of its own for every tensor: safetensors refuses tensors that share memory (tied weights, views).
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model_state.items()}
+    parts = {**model_state, **({} if autoencoder is None else {_PART + k: v for k, v in autoencoder.state.items()})}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
     check_finite(state, f"Refusing to write the checkpoint {path.name}")
     metadata = {
         "format": FORMAT,
@@ -75,6 +90,8 @@ def save(
         "code_version": jointdiff.__version__,
         "code_hash": code_hash,
     }
+    if autoencoder is not None:
+        metadata["autoencoder"] = json.dumps(autoencoder.config, sort_keys=True)
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=metadata)
     return path
@@ -95,6 +112,7 @@ def load(path: Path | str) -> Checkpoint:
             "it does not say its configuration, so the network cannot be built from it."
         )
     check_finite(state, f"The checkpoint {path} is unusable")
+    second = {name: state.pop(name) for name in list(state) if name.startswith(_PART)}
     try:
         return Checkpoint(
             state=state,
@@ -104,6 +122,11 @@ def load(path: Path | str) -> Checkpoint:
             metric_name=metadata["metric_name"],
             code_version=metadata["code_version"],
             code_hash=metadata.get("code_hash", ""),
+            autoencoder=(
+                Part({name.removeprefix(_PART): t for name, t in second.items()}, json.loads(metadata["autoencoder"]))
+                if second
+                else None
+            ),
         )
     except (ConfigError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
@@ -144,9 +167,10 @@ def export(source: Path | str, target: Path | str, config: Config, **facts: str)
         CheckpointError: As `load`.
     """
     assert not facts.keys() & _OWN, f"{sorted(facts.keys() & _OWN)} belong to the checkpoint itself"
-    state = load(source).state
+    load(source)
     with safe_open(str(source), framework="pt", device="cpu") as file:
         metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     metadata = {**metadata, "config": json.dumps(config.to_dict(), sort_keys=True), **facts}
     with atomic_path(Path(target)) as temporary:
         save_file(state, temporary, metadata=metadata)
@@ -166,6 +190,7 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
     checkpoint = load(path)
     own = getattr(model, "config", None)
     encodes = isinstance(own, AutoencoderConfig)
+    _check_autoencoder(own, checkpoint.config.model, path)
     differences = [
         *_config_differences(own, checkpoint.config.autoencoder if encodes else checkpoint.config.model),
         *_tensor_differences(model.state_dict(), checkpoint.state),
@@ -181,6 +206,17 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
         )
     model.load_state_dict(checkpoint.state)
     return checkpoint
+
+
+def _check_autoencoder(own: object, other: ModelConfig, path: Path | str) -> None:
+    """Refuse weights that learned other latents than those that the model will see: they would mean nothing to them."""
+    if not isinstance(own, ModelConfig) or own.autoencoder == other.autoencoder:
+        return
+    names = [f"latents of the autoencoder {c.autoencoder[:12]}" if c.latent else "pixels" for c in (other, own)]
+    raise CheckpointError(
+        f"The checkpoint {path} was trained on {names[0]}, and here the network sees {names[1]}: set autoencoder to "
+        "the file that the checkpoint was trained with, or leave it out for pixels."
+    )
 
 
 def _config_differences(own: object, other: ModelConfig | AutoencoderConfig | None) -> list[str]:

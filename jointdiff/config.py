@@ -80,6 +80,7 @@ class RunConfig:
     noise_multiplier: float = 0.0  # the same, said as noise; 0 = found from target-epsilon; both 0 = no privacy
     delta: float = 1e-4  # of every epsilon; below one over a hospital's number of records
     initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
+    autoencoder: str = ""  # file of a frozen autoencoder, in whose latents the run works; '' = on pixels
     model: str = "auto"  # a name in configs/model/ (method=autoencoder: configs/autoencoder/); auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
@@ -122,7 +123,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The joint UNet. Channels and size of the images come from the data."""
+    """The joint UNet. Channels and size of the images come from the data, those of latents from the autoencoder."""
 
     name: str = "unet-28"
     channels: int = 1
@@ -135,6 +136,24 @@ class ModelConfig:
     num_blocks: int = 1  # residual blocks per level (the decoder has one more)
     attention_levels: tuple[int, ...] = (2,)  # levels with self-attention, 0 = full size
     dropout: float = 0.0
+    latent_channels: int = 0  # channels of a latent; 0 = the network works on pixels
+    latent_size: int = 0  # positions per side of a latent
+    autoencoder: str = ""  # fingerprint of the frozen autoencoder whose latents the network knows
+
+    @property
+    def latent(self) -> bool:
+        """Whether the network works on latents of images, not on their pixels."""
+        return self.latent_channels > 0
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what the network sees."""
+        return self.latent_channels or self.channels
+
+    @property
+    def input_size(self) -> int:
+        """Pixels, or positions of a latent, per side of what the network sees."""
+        return self.latent_size or self.image_size
 
 
 @dataclass(frozen=True)
@@ -474,11 +493,19 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
 
     Raises:
         ConfigError: A preset is missing or holds an unknown key, or does not go with a key of the run.
+        CheckpointError: The autoencoder that the run names cannot be read.
     """
     encodes = run.method == AUTOENCODER
     autoencoder = autoencoder_config(run.image_size, channels, run.model) if encodes else None
-    name = run.model if run.model != "auto" and not encodes else _model_for(run.image_size)
+    latents: dict[str, Any] = {}
+    if run.autoencoder:
+        from jointdiff.latent_run import chosen, model_keys  # brings torch, which takes seconds, and few need it
+
+        latents = model_keys(chosen(run, channels=channels))
+    size = int(latents.get("latent-size", run.image_size))
+    name = run.model if run.model != "auto" and not encodes else _model_for(size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
+    data |= latents
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")

@@ -24,6 +24,7 @@ from jointdiff.model import JointModel, to_network
 from jointdiff.networks import Network
 from jointdiff.reconstruction import ReconstructionStatistics, why_collapsed
 from jointdiff.score_histogram import NUM_BINS
+from jointdiff.spaces import PIXELS, Space
 from jointdiff.statistics import ClassificationStatistics
 from jointdiff.training import State, head_is_solved_after, train_round
 
@@ -150,10 +151,14 @@ def solved(
         yield from head.solved_heads(gather, round_number, config)
 
 
-def solved_in_public(model: Network, config: Config, device: torch.device) -> Solved:
-    """Return the same from phantoms: for private runs, in which no site's sums may travel."""
+def solved_in_public(model: Network, config: Config, device: torch.device, *, space: Space = PIXELS) -> Solved:
+    """Return the same from phantoms: for private runs, in which no site's sums may travel.
+
+    Args:
+        space: Where a joint model works.
+    """
     if isinstance(model, JointModel):
-        return head.public_head(model, config, device)
+        return head.public_head(model, config, device, space=space)
     return _scale(_sums_over(model, head.public_images(config), device))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import yaml
 
-from jointdiff import checkpoint, storage
+from jointdiff import checkpoint, latent_run, storage
 from jointdiff.config import Config, RunConfig, resolve, to_mapping
 from jointdiff.data import DatasetInfo, info_of
 from jointdiff.errors import ConfigError, RunError, nearest
@@ -39,7 +39,10 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
     )
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
     check_startable(config)  # what cannot start must say so before there is a folder
-    return config, info, storage.create_run(home, run.run_name)
+    folder = storage.create_run(home, run.run_name)
+    if config.model.latent:
+        latent_run.chosen(run, channels=info.channels).save(folder / latent_run.FILE)
+    return config, info, folder
 
 
 def check_startable(config: Config) -> None:

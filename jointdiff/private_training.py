@@ -15,7 +15,7 @@ import torch
 
 from jointdiff import losses, pseudo_labels
 from jointdiff.accounting import epsilon_of, noise_multiplier_for
-from jointdiff.augment import strong_view, weak_view
+from jointdiff.augment import views_of
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import ConfigError
@@ -219,6 +219,7 @@ class JointLoss:
             probs: The teacher's probabilities [n,K]; None: the model itself labels weak views.
         """
         training, weights, generator = self._config.training, self._weights, self._generator
+        weak_view, strong_view = views_of(latent=self._config.model.latent)
         total = torch.zeros(len(x), device=x.device)
         for _ in range(training.noise_multiplicity if weights.diffusion else 0):
             view = weak_view(x, generator)

@@ -19,12 +19,14 @@ from jointdiff.config import Config, RunConfig
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
+from jointdiff.latent_run import space_in
 from jointdiff.local_work import merged, statistics_of
 from jointdiff.model import JointModel
 from jointdiff.networks import Network, build, design_of
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
 from jointdiff.settings import AT_SERVER
+from jointdiff.spaces import PIXELS, Space, seen_data, seen_images
 from jointdiff.training import select_device
 
 Tensors = dict[str, np.ndarray]
@@ -87,7 +89,9 @@ def train_on(
                 num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0,
                 bytes_out=0, table=class_table(data),
             )  # fmt: skip
-            pooled = _rounds(config, data, name, index, elsewhere, device, record)
+            space = space_in(folder, config, device)
+            seen, others = seen_data(data, space), [seen_images(images, space) for images in elsewhere]
+            pooled = _rounds(config, seen, name, index, others, device, record)
             local_work.check_outcome(config, pooled)
             record.finish()
         except BaseException as error:
@@ -139,9 +143,12 @@ def _load(model: Network, tensors: Tensors) -> None:
     model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
 
 
-def evaluate_checkpoint(model: JointModel, config: Config, device: torch.device) -> dict[str, Any]:
+def evaluate_checkpoint(
+    model: JointModel, config: Config, device: torch.device, *, space: Space = PIXELS
+) -> dict[str, Any]:
     """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
     parts = [
-        statistics_of(model, hospital_data(config.run, k).test, config, device) for k in range(config.run.num_hospitals)
+        statistics_of(model, seen_images(hospital_data(config.run, k).test, space), config, device)
+        for k in range(config.run.num_hospitals)
     ]
     return merged(parts).finish()

@@ -16,7 +16,7 @@ import torch
 
 from jointdiff import diffusion, losses
 from jointdiff.aggregation_rules import has_own_head
-from jointdiff.augment import strong_view, weak_view
+from jointdiff.augment import views_of
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import UNKNOWN, ImageSet
 from jointdiff.data.hospital import HospitalData
@@ -159,6 +159,7 @@ def train_round(
     sampler = _Sampler(data.train, device, generator_for(run.seed, hospital_index, round_number, "batches"))
     truth = torch.as_tensor(data.hidden_labels, device=device)
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
+    weak_view, strong_view = views_of(latent=config.model.latent)
     labeller = None
     if weights.pseudo and len(sampler.unlabelled):
         labeller = PseudoLabeller(model, data.train, config, state=state, device=device)

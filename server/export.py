@@ -55,6 +55,7 @@ def without_folders(config: Config) -> Config:
         sites_home="",
         model=_file_name(config.run.model),
         preset=_file_name(config.run.preset),
+        autoencoder=_file_name(config.run.autoencoder),
     )
     encoder = config.autoencoder
     return replace(

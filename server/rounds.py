@@ -26,6 +26,7 @@ from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
 from jointdiff.training import select_device
 from server.aggregation import WeightedSum, weighted_means
+from server.autoencoder import SharedAutoencoder
 from server.deployment.admission import admitted
 from server.ending import show
 from server.exchange import Exchange
@@ -113,7 +114,8 @@ class Federation:
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self.moments = initial_moments(config.run.strategy, self.weights)  # of the server's optimiser
-        self.labelled_set = LabelledSet.of(config, record)  # the server's own, mostly none
+        self.autoencoder = SharedAutoencoder(config, record.folder, names)
+        self.labelled_set = LabelledSet.of(config, record, self.autoencoder)  # the server's own, mostly none
         self._undescribed = names
         self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
 
@@ -135,6 +137,7 @@ class Federation:
 
     def describe(self, number: int = 0, *, minimum: int = 0) -> None:
         """Ask the hospitals that have not said yet who they are: at the start all, later those that join."""
+        self.autoencoder.give(self.questions, number, minimum=minimum)
         if self._undescribed:
             with self.questions.ask(protocol.DESCRIBE, number, {}, minimum=minimum, only=self._undescribed) as answers:
                 known = {reply.hospital for reply in answers.good}
@@ -171,6 +174,7 @@ class Federation:
             hospitals=self.hospitals.names,
             allow_samples=self._allow_samples,
             round_number=self.round_number,
+            space=self.autoencoder.space,
         )
 
     def _train(self, number: int, asked: Sequence[str]) -> None:
@@ -215,6 +219,7 @@ class Federation:
             check_all=lambda replies, spool: outliers(replies, spool, reference),
         ) as answers:
             self.exchange.note(answers.lost)
+            self.autoencoder.note(answers.lost)
             merged, self.moments = merge(
                 answers.good, answers.spool, self.config.run, weights=reference, moments=self.moments
             )
@@ -258,7 +263,8 @@ class Federation:
 
     def _public_head(self) -> dict[str, torch.Tensor]:
         device = select_device(self.config.run.device)
-        return local_work.solved_in_public(network_with(self.config, self.average, device), self.config, device)
+        model = network_with(self.config, self.average, device)
+        return local_work.solved_in_public(model, self.config, device, space=self.autoencoder.space)
 
     def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
         """Put the head's tensors into both models, unless they are nonsense."""

@@ -51,10 +51,10 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
 
 
 def random_data(config: Config) -> HospitalData:
-    """Return random images of the shape that is asked, half of them labelled."""
+    """Return random images, or latents, of the shape that the network sees, half of them labelled."""
     model, rng = config.model, np.random.default_rng(0)
     count = 2 * config.run.batch_size
-    images = rng.integers(0, 256, (count, model.image_size, model.image_size, model.channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, model.input_size, model.input_size, model.input_channels), dtype=np.uint8)
     if model.task == "multi-label":
         truth = rng.integers(0, 2, (count, model.num_outputs))
     else:

@@ -222,7 +222,8 @@ class ProgressPrinter:
         self._console.file.flush()
 
 
-_DOING = {"describe": "introducing", "train": "training", "head": "solving the head", "evaluate": "evaluating",
+_DOING = {"autoencoder": "encoding scans", "describe": "introducing", "train": "training",
+          "head": "solving the head", "evaluate": "evaluating",
           "explain": "explaining", "keys": "agreeing on keys", "shares": "dealing shares",
           "unmask": "unmasking the sum"}  # fmt: skip
 

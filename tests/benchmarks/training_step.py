@@ -24,6 +24,7 @@ import torch
 from torch.nn import functional as F
 
 from jointdiff import labeller, teachers, training
+from jointdiff.augment import Views, views_of
 from jointdiff.config import Config, ModelConfig, RunConfig, resolve
 from jointdiff.data import hospital_data
 from jointdiff.model import JointModel, pool, to_network
@@ -73,6 +74,9 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
 
         return wrapper
 
+    def timed_views(*, latent: bool) -> Views:
+        return Views(*(timed("augmentation", view) for view in views_of(latent=latent)))
+
     step = torch.optim.AdamW.step
 
     def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -88,12 +92,12 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
     with ExitStack() as stack:
         for owner, name, part in (
             (training._Sampler, "draw", "data"), (training._Sampler, "take", "data"),
-            (training, "weak_view", "augmentation"), (training, "strong_view", "augmentation"),
-            (teachers, "weak_view", "augmentation"),
             (JointModel, "denoise", "network"), (JointModel, "classify", "network"),
             (torch.Tensor, "backward", "network"), (torch.nn.utils, "clip_grad_norm_", "optimiser"),
         ):  # fmt: skip
             stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        for module in (training, teachers):
+            stack.enter_context(patch.object(module, "views_of", timed_views))
         stack.enter_context(patch.object(torch.optim.AdamW, "step", stepped))
         yield found
 
