@@ -32,6 +32,12 @@ def evaluate(message: Message, _context: Context) -> Message:
     return _answer(message)
 
 
+@app.query("autoencoder")
+def autoencoder(message: Message, _context: Context) -> Message:
+    """Keep the frozen autoencoder of a latent run."""
+    return _answer(message)
+
+
 @app.query("describe")
 def describe(message: Message, _context: Context) -> Message:
     """Say who this site is: class table and device."""

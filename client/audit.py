@@ -17,6 +17,7 @@ from jointdiff.config import Config
 from jointdiff.data import hospital_data
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.model import JointModel
+from jointdiff.networks import check_joint
 from jointdiff.training import select_device
 from jointdiff.views.audit_page import AuditFacts, write_audit
 from jointdiff.views.audit_sections import Privacy
@@ -53,6 +54,11 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
     loaded = checkpoint.load(path)
     config = loaded.config
     _check(request, config)
+    if config.model.latent:
+        raise CheckpointError(
+            "The attacks of the audit work on pixels, and this model works on latents of an autoencoder: they cannot "
+            "be made yet. Audit a run without autoencoder."
+        )
     index = request.hospital - 1
     folder = site_folder(request, path, config)
     name = config.run.run_name
@@ -136,6 +142,7 @@ def _noise_multiplier(folder: Path, run_name: str) -> float:
 
 
 def _model(loaded: Checkpoint, device: torch.device) -> JointModel:
+    check_joint(loaded.config, "of the run")
     with torch.random.fork_rng(devices=[]):
         model = JointModel(loaded.config.model)
     model.load_state_dict(loaded.state)

@@ -15,9 +15,9 @@ import torch
 
 from client import state
 from jointdiff import codec_wire, protocol
-from jointdiff.config import Config, ModelConfig
+from jointdiff.config import Config
 from jointdiff.errors import RefusedError, RunError
-from jointdiff.model import JointModel
+from jointdiff.networks import Design, build, design_of
 from jointdiff.protocol import RoundInstructions
 from jointdiff.sharing import LACKS, Sharing, is_decoder, is_left_out
 from jointdiff.transfer import Transfer
@@ -38,7 +38,9 @@ def decode(ask: RoundInstructions, config: Config, arrays: Mapping[str, np.ndarr
     if transfer == Transfer():
         return dict(arrays)
     layout = {
-        name: shape for name, shape in layout_of_model(config.model).items() if not is_left_out(name, transfer.without)
+        name: shape
+        for name, shape in layout_of_model(design_of(config)).items()
+        if not is_left_out(name, transfer.without)
     }
     try:
         return codec_wire.unpack(transfer.download, arrays, layout)
@@ -58,7 +60,7 @@ def complete(
     Raises:
         RefusedError: The site does not hold what was left out.
     """
-    layout, sharing, trains = layout_of_model(config.model), Sharing.of(config), ask.kind == protocol.TRAIN
+    layout, sharing, trains = layout_of_model(design_of(config)), Sharing.of(config), ask.kind == protocol.TRAIN
     if not sharing.holds or (sent.keys() == layout.keys() and not trains):
         return dict(sent), dict(sent)
     held = state.load(site_folder, ask.run_name, before=ask.round + (not trains), part=_HELD) or {}
@@ -91,7 +93,7 @@ def keep(ask: RoundInstructions, config: Config, reference: Tensors, trained: Te
 
 
 @lru_cache(maxsize=4)
-def layout_of_model(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of a model's tensors, in its own order."""
+def layout_of_model(design: Design) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of a network's tensors, in its own order."""
     with torch.device("meta"):  # no memory, no random numbers
-        return {name: tuple(tensor.shape) for name, tensor in JointModel(model).state_dict().items()}
+        return {name: tuple(tensor.shape) for name, tensor in build(design).state_dict().items()}

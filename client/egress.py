@@ -24,17 +24,19 @@ from client.download import layout_of_model
 from client.safe_text import may_travel
 from client.site_policy import SitePolicy
 from jointdiff import codec_wire, codecs, head_codec, protocol
-from jointdiff.config import Config, ModelConfig
+from jointdiff.config import Config, trains_autoencoder
 from jointdiff.data import info_of
 from jointdiff.grading import MEAN_OVER
-from jointdiff.head_sums import no_head_sums
-from jointdiff.model import JointModel
+from jointdiff.local_work import no_sums
+from jointdiff.networks import Design, build, design_of
 from jointdiff.protocol import RoundInstructions, RoundReport
+from jointdiff.reconstruction import SHAPES as RECONSTRUCTION
+from jointdiff.reconstruction import ReconstructionStatistics
 from jointdiff.round_profile import REPORTED
 from jointdiff.sample_grades import PREFIX
 from jointdiff.score_histogram import NUM_BINS
 from jointdiff.sharing import Sharing
-from jointdiff.small_counts import holds
+from jointdiff.small_counts import holds, is_small
 from jointdiff.statistics import (
     COARSE_BINS,
     NAMES,
@@ -61,6 +63,9 @@ _WITHHELD = re.compile(r"(test|heldout)(\.(calibration|confusion|output-\d{1,4})
 _TRAINING = frozenset({
     "loss", "loss_diffusion", "loss_class", "loss_pseudo", "pseudo_coverage", "pseudo_confidence", "pseudo_accuracy",
     "learning_rate", "images_per_s", "batch_parts",
+})  # fmt: skip
+_RECONSTRUCTION = frozenset({
+    "loss", "loss_l1", "loss_l2", "loss_feature", "loss_kl", "learning_rate", "images_per_s",
 })  # fmt: skip
 # With differential privacy no scalar may be computed from training records without noise.
 _PRIVATE_TRAINING = frozenset({
@@ -279,7 +284,7 @@ def _nothing(_config: Config, _policy: SitePolicy) -> Payload:
 
 def _weights(config: Config, _policy: SitePolicy) -> Payload:
     """The model's own tensors, no other; in a secure sum masked, as whole numbers."""
-    return Payload(_masked(_state_forms(config.model), "uint32", config))
+    return Payload(_masked(_state_forms(design_of(config)), "uint32", config))
 
 
 def _travelling(payload: Payload, config: Config, round_number: int) -> Payload:
@@ -288,7 +293,7 @@ def _travelling(payload: Payload, config: Config, round_number: int) -> Payload:
     codec = codecs.parse(config.run.upload)
     if codec.plain:
         return Payload({name: payload.required[name] for name in names})
-    layout = {name: shape for name, shape in layout_of_model(config.model).items() if name in set(names)}
+    layout = {name: shape for name, shape in layout_of_model(design_of(config)).items() if name in set(names)}
 
     def check(arrays: Mapping[str, np.ndarray], *_: object) -> None:
         try:
@@ -304,8 +309,8 @@ def _masked(forms: Mapping[str, Form], dtype: str, config: Config) -> dict[str, 
 
 
 def _head(config: Config, _policy: SitePolicy) -> Payload:
-    """The sums that solve the head, or standardise it; their forms are those of sums over no image."""
-    sums = no_head_sums(config, _state_forms(config.model)["head.mean"].shape[0] or 0)
+    """The sums that solve the head, or scale the latents; their forms are those of sums over no image."""
+    sums = no_sums(config, layout_of_model(design_of(config)))
     if codecs.parse(config.run.upload).plain:
         return Payload(_masked(_forms_like(sums), "uint64", config))
 
@@ -322,6 +327,9 @@ def _head(config: Config, _policy: SitePolicy) -> Payload:
 
 def _statistics(config: Config, _policy: SitePolicy) -> Payload:
     """Counts of predictions; which parts are there depends on the data and on what the site withholds."""
+    if trains_autoencoder(config):
+        forms = {f"{part}.{name}": Form(shape, "int64") for part in PARTS for name, shape in RECONSTRUCTION.items()}
+        return Payload(optional=forms, check=_check_reconstruction)
     k = config.model.num_outputs
     rows = (k, 2) if config.model.task == "multi-label" else (k,)
     shapes: dict[str, tuple[int | None, ...]] = {
@@ -356,7 +364,26 @@ def _check_statistics(
             raise StoppedError("a count below the site's min-cell-count", part)
 
 
+def _check_reconstruction(
+    arrays: Mapping[str, np.ndarray], report: RoundReport, _config: Config, policy: SitePolicy
+) -> None:
+    """Sums over reconstructions: of no more images than are counted, and of none where these are few."""
+    for part in PARTS:
+        group = {n.removeprefix(f"{part}."): array for n, array in arrays.items() if n.startswith(f"{part}.")}
+        if not group:
+            continue
+        try:
+            found = ReconstructionStatistics.from_arrays(group)
+        except ValueError as error:
+            raise StoppedError("statistics that contradict themselves", f"{part}: {error}") from None
+        if is_small(found.num_images, policy.min_cell_count):
+            raise StoppedError("a count below the site's min-cell-count", part)
+        if part == "test" and found.num_images > report.num_images:
+            raise StoppedError("statistics of more images than the report counts", part)
+
+
 _PAYLOADS: dict[str, Callable[[Config, SitePolicy], Payload]] = {
+    protocol.AUTOENCODER: _nothing,
     protocol.DESCRIBE: _nothing,
     protocol.TRAIN: _weights,
     protocol.HEAD: _head,
@@ -378,7 +405,8 @@ def _grade_names(config: Config) -> frozenset[str]:
 def _training(config: Config) -> frozenset[str]:
     """What a round tells of itself; the codec's error is computed from the weights alone, noised or not."""
     codec = frozenset(() if codecs.parse(config.run.upload).plain else (upload.ERROR,))
-    return codec | (_PRIVATE_TRAINING if config.private else _TRAINING | _seconds(config, protocol.TRAIN))
+    open_scalars = _RECONSTRUCTION if trains_autoencoder(config) else _TRAINING
+    return codec | (_PRIVATE_TRAINING if config.private else open_scalars | _seconds(config, protocol.TRAIN))
 
 
 def _seconds(config: Config, kind: str) -> frozenset[str]:
@@ -387,6 +415,7 @@ def _seconds(config: Config, kind: str) -> frozenset[str]:
 
 
 _SCALARS: dict[str, Callable[[Config], frozenset[str]]] = {
+    protocol.AUTOENCODER: lambda _: frozenset(),
     protocol.DESCRIBE: lambda _: frozenset(),
     protocol.TRAIN: _training,
     protocol.HEAD: lambda config: _seconds(config, protocol.HEAD),
@@ -400,9 +429,9 @@ KINDS = tuple(_PAYLOADS)
 
 
 @lru_cache(maxsize=4)
-def _state_forms(model: ModelConfig) -> dict[str, Form]:
+def _state_forms(design: Design) -> dict[str, Form]:
     with torch.device("meta"):  # the forms alone: no memory, no images, no random numbers
-        state = JointModel(model).state_dict()
+        state = build(design).state_dict()
     return {name: Form(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch.")) for name, tensor in state.items()}
 
 

@@ -11,6 +11,7 @@ from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.views.format import num_bytes
 
 ASKED = {
+    protocol.AUTOENCODER: "said that it keeps the autoencoder",
     protocol.DESCRIBE: "introduced itself",
     protocol.TRAIN: "sent its trained weights",
     protocol.HEAD: "sent sums of features",
@@ -19,8 +20,8 @@ ASKED = {
 }
 _HEAD = {
     "count": "number of training images",
-    "sum": "sum of each feature over the training images",
-    "squares": "sum of each feature's square over the training images",
+    "sum": "sum of each feature, or latent channel, over the training images",
+    "squares": "sum of each feature's, or latent channel's, square over the training images",
     "products": "sums of products of two features over the training images",
     "clean_sum": "sum of each feature over the labelled images, by class",
     "group_count": "number of views of labelled images, by class",
@@ -47,6 +48,15 @@ _STATISTICS = {
     "log_loss": "sum of the log-loss over the images",
     "calibration": "how often which confidence was right, in 15 bins; zeros where it is withheld",
     "confusion_slack": "how far replaced small counts of the confusion can be off",
+}
+_RECONSTRUCTION = {
+    "counted": "format and number of images",
+    "psnr": "sum over the images of how near the reconstruction is, in dB",
+    "absolute_error": "sum over the images of the reconstruction's mean absolute error",
+    "squared_error": "sum over the images of the reconstruction's mean squared error",
+    "contrast": "sum over the images of the variance of their own pixels",
+    "latent_sum": "sum over the images of the mean of each latent channel",
+    "latent_squares": "sum over the images of the mean square of each latent channel",
 }
 _MASKED = ("uint32", "uint64")  # whole numbers of this size are masked ones alone
 _PARTS = {"test": "of the evaluation images", "heldout": "of the held-out labelled images"}
@@ -83,8 +93,11 @@ def describe_tensor(kind: str, name: str) -> str:
     if kind in (protocol.TRAIN, protocol.HEAD) and _is_encoded(name):
         return f"encoded and squeezed: {_ENCODED[name.rpartition('.')[2]]}"
     part, _, statistic = name.partition(".")
-    if kind == protocol.EVALUATE and part in _PARTS and statistic in _STATISTICS:
-        return f"{_STATISTICS[statistic]}, {_PARTS[part]}"
+    said = _STATISTICS | _RECONSTRUCTION
+    if kind == protocol.EVALUATE and part in _PARTS and statistic in said:
+        return f"{said[statistic]}, {_PARTS[part]}"
+    if name in ("latent_mean", "latent_std"):
+        return "scale of the latents, as the server sent it"
     if name in ("head.mean", "head.scale"):
         return "standardisation of the features, as the server sent it"
     layer, _, what = name.rpartition(".")

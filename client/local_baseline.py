@@ -14,14 +14,17 @@ from client import site_process
 from client.data_look import class_names
 from client.site_config import SiteConfig
 from jointdiff import checkpoint, storage
+from jointdiff.autoencoder_keys import AUTOENCODER
 from jointdiff.config import SITES, RunConfig, parse_run_config, to_mapping
 from jointdiff.data import DatasetInfo, HospitalData, info_of
 from jointdiff.data.site_data import load_site
 from jointdiff.errors import ConfigError, DataError
 from jointdiff.intervals import estimates
 from jointdiff.ledger import dataset_fingerprint
+from jointdiff.local_work import statistics_of
 from jointdiff.preparation import run_name_for
-from jointdiff.standalone import statistics_of, train_on
+from jointdiff.spaces import seen_images
+from jointdiff.standalone import train_on
 from jointdiff.trained import Trained, open_trained
 from jointdiff.views.live.ladder import ALONE, FEDERATION, LADDER_FILE, SCHEMA_VERSION
 
@@ -51,6 +54,8 @@ def run_alone(config: SiteConfig, asked: Mapping[str, Any]) -> RunConfig:
     if config.device:
         keys["device"] = config.device
     run = parse_run_config(keys)
+    if run.method == AUTOENCODER:
+        raise ConfigError("method=autoencoder trains no classifier, and the ladder compares classifiers: leave it out.")
     if not run.run_name:
         run = replace(run, run_name=f"alone-{run_name_for(run)}")
     return run
@@ -93,7 +98,7 @@ def _measure(
     if rung == FEDERATION and trained.config.run.num_hospitals == 1:
         raise ConfigError(f"{path} was trained by one hospital alone: it is no federation's model. Name one that is.")
     test = (data or own_data(config, info_of_model(trained))).test
-    found = statistics_of(trained.model, test, trained.config, trained.device).finish()
+    found = statistics_of(trained.model, seen_images(test, trained.space), trained.config, trained.device).finish()
     told = estimates(found, trained.config.model.task)
     run = trained.config.run
     entry = {

@@ -17,9 +17,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from client import state
+from jointdiff.autoencoder import Autoencoder
 from jointdiff.errors import RefusedError
 from jointdiff.ledger import Ledger, dataset_fingerprint
 from jointdiff.privacy import num_units
+from jointdiff.private_autoencoder import train_private_autoencoder_round
 from jointdiff.private_training import plan_for, train_private_round
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.storage import atomic_path
@@ -52,9 +54,10 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         steps=plan.steps, key=key,
     )  # fmt: skip
     model = site.model(tensors)
-    metrics, new_state = train_private_round(
-        model,
-        site.data,
+    work = train_private_autoencoder_round if isinstance(model, Autoencoder) else train_private_round
+    metrics, new_state = work(
+        model,  # type: ignore[arg-type]
+        site.inputs,
         site.config,
         plan,
         round_number=ask.round,

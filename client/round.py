@@ -12,18 +12,17 @@ from dataclasses import replace
 
 import numpy as np
 
-from client import download, personal_head, state, upload
+from client import download, latents, personal_head, state, upload
 from client.site import Site
-from jointdiff import codecs, protocol
+from jointdiff import codecs, local_work, protocol
 from jointdiff.config import Config
 from jointdiff.data import class_table
 from jointdiff.data.base import class_counts
 from jointdiff.errors import RefusedError
-from jointdiff.evaluation import predict
 from jointdiff.explanation import explain_site
-from jointdiff.head import head_statistics
 from jointdiff.identity import check_identity
 from jointdiff.ledger_file import LEDGER_FILE
+from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, SAVE
 from jointdiff.sample_grades import PREFIX
@@ -31,7 +30,6 @@ from jointdiff.score_histogram import NUM_BINS
 from jointdiff.sharing import Sharing
 from jointdiff.small_counts import grades_without_small, is_small, shown, table_without_small, withhold
 from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
-from jointdiff.training import train_round
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 Tensors = dict[str, np.ndarray]
@@ -67,6 +65,12 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
     duration_s = time.perf_counter() - started
     metrics = {**report.metrics, **site.seconds_of_work(duration_s)}
     return replace(report, device=site.device_name, duration_s=duration_s, metrics=metrics), answer
+
+
+def _autoencoder(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
+    latents.keep(site.instructions, site.config, tensors, site.folder)
+    _ = site.inputs  # computed here, so that no round waits for them
+    return RoundReport(site.instructions.hospital), {}
 
 
 def _describe(site: Site, _tensors: Mapping[str, np.ndarray]) -> Answer:
@@ -111,9 +115,9 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     model = site.model(tensors)
     with site.timed(LOAD):
         old_state = state.load(site.folder, ask.run_name, before=ask.round)
-    metrics, new_state = train_round(
+    metrics, new_state = local_work.train(
         model,
-        site.data,
+        site.inputs,
         site.config,
         round_number=ask.round,
         hospital_index=ask.hospital_index,
@@ -131,7 +135,7 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
     pseudo = site.instructions.payload.get("pseudo") is True
-    statistics = head_statistics(site.model(tensors), site.data, site.config, site.device, pseudo=pseudo)
+    statistics = local_work.sums_of(site.model(tensors), site.inputs, site.config, site.device, pseudo=pseudo)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
     elif not codecs.parse(site.config.run.upload).plain:
@@ -155,17 +159,18 @@ def _evaluate(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     model, minimum = site.model(tensors), site.policy.min_cell_count
     report = site.report(site.data.test)
     answer: Tensors = {}
-    for part, images in (("test", site.data.test), ("heldout", site.data.heldout)):
+    for part, images in (("test", site.inputs.test), ("heldout", site.inputs.heldout)):
         if images is None or not len(images):
             continue
-        found: ClassificationStatistics | None = ClassificationStatistics.from_predictions(
-            predict(model, images.images, device=site.device),
-            images.labels,
-            task=site.config.model.task,
-            num_bins=COARSE_BINS if minimum else NUM_BINS,
+        num_bins = COARSE_BINS if minimum else NUM_BINS
+        found: local_work.Statistics | None = local_work.statistics_of(
+            model, images, site.config, site.device, num_bins=num_bins
         )
-        if minimum and found is not None:
+        if isinstance(found, ClassificationStatistics) and minimum:
             found, names = withhold(found, minimum)
+            report.withheld.extend(f"{part}.{name}".removesuffix(".") for name in names)
+        elif found is not None and is_small(found.num_images, minimum):
+            found, names = None, [""]
             report.withheld.extend(f"{part}.{name}".removesuffix(".") for name in names)
         if found is not None:
             answer |= {f"{part}.{name}": array for name, array in found.to_arrays().items()}
@@ -176,15 +181,19 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     if not site.policy.render_explanations:  # the server asks for no minimum of answers here: a refusal stops no run
         raise RefusedError("The policy of this site renders no explanations at the end of a run.")
     site.check_privacy()
+    model = site.model(tensors)
+    if not isinstance(model, JointModel):
+        raise RefusedError("An autoencoder decides nothing, so there is nothing to explain.")
     folder = site.folder / "explanations" / site.instructions.run_name
     grades, num_graded = explain_site(
-        site.model(tensors),
+        model,
         site.data,
         site.config,
         hospital_index=site.instructions.hospital_index,
         device=site.device,
         folder=folder,
         site=site.folder,
+        space=site.space,
     )
     minimum, report = site.policy.min_cell_count, site.report(site.data.test)
     report = replace(report, num_images=shown(num_graded, minimum))
@@ -200,6 +209,7 @@ def _explain(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
 
 
 _WORK: dict[str, Callable[[Site, Mapping[str, np.ndarray]], Answer]] = {
+    protocol.AUTOENCODER: _autoencoder,
     protocol.DESCRIBE: _describe,
     protocol.TRAIN: _train,
     protocol.HEAD: _head,

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import download, personal_head, site_config
+from client import download, latents, personal_head, site_config
 from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
@@ -22,11 +22,12 @@ from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, hospital_data, info_of
 from jointdiff.data.site_data import load_site
 from jointdiff.errors import RefusedError
-from jointdiff.model import JointModel
+from jointdiff.networks import Network, network_with
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, REPORTED
 from jointdiff.round_profile import PREFIX as SECONDS
 from jointdiff.small_counts import is_small, shown
+from jointdiff.spaces import Space
 from jointdiff.training import select_device
 
 
@@ -63,6 +64,19 @@ class Site:
         """This hospital's images."""
         with self.timed(LOAD):
             return self._data()
+
+    @cached_property
+    def space(self) -> Space:
+        """Where the run's network works: on pixels, or on latents of the autoencoder that the server sent."""
+        with self.timed(LOAD):
+            return latents.space_of(self.config, self.folder, self.device)
+
+    @cached_property
+    def inputs(self) -> HospitalData:
+        """What the network sees of this hospital's images."""
+        data, space = self.data, self.space
+        with self.timed(LOAD):
+            return latents.seen(data, space, self.folder, on_disk=self.policy.latents_on_disk)
 
     def _data(self) -> HospitalData:
         run = self.config.run
@@ -113,16 +127,13 @@ class Site:
         """What this hospital allows."""
         return self.site.policy
 
-    def model(self, tensors: Mapping[str, np.ndarray]) -> JointModel:
+    def model(self, tensors: Mapping[str, np.ndarray]) -> Network:
         """Return the network with the weights that the server sent, on the device; parts of it may be the site's."""
         with self.timed(LOAD):
             if self.instructions.kind != protocol.TRAIN:
                 tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
             tensors = personal_head.put_on(self.instructions, self.config, tensors, self.folder)
-            with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw leaves no trace
-                model = JointModel(self.config.model)
-            model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
-            return model.to(self.device)
+            return network_with(self.config, tensors, self.device)
 
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""

@@ -29,6 +29,7 @@ class SitePolicy:
     server_samples: bool = False  # whether the server may draw samples of a model trained on real scans
     render_explanations: bool = True  # whether a run's end renders the site's gallery
     explanations_report: str = "grades"  # what of it may leave: grades with their counts | none
+    latents_on_disk: bool = True  # whether latents of scans are kept on the site's own disk between rounds
     show_names: bool = False  # whether a page of scans given by hand shows their file names
 
 
@@ -47,6 +48,10 @@ def _privacy(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SiteP
 
 def _explanations(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
     return _changed(policy, "explanations", _EXPLANATIONS, values, where)
+
+
+def _latents(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
+    return _changed(policy, "latents", _LATENTS, values, where)
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ _EXPLANATIONS = {
     "report": _Rule("explanations_report", lambda v: v in REPORTS, f"one of {', '.join(REPORTS)}"),
     "show-names": _Rule("show_names", _is_bool, "true or false"),
 }
+_LATENTS = {"on-disk": _Rule("latents_on_disk", _is_bool, "true or false")}
 SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
     "privacy": _privacy,
     "explanations": _explanations,
+    "latents": _latents,
 }

@@ -2,6 +2,7 @@
 
 Nothing is ever unpickled. The file is an ordinary safetensors file; the facts lie as strings in its header's metadata:
 `format`, `config` (JSON of `Config.to_dict()`), `round`, `metric`, `metric_name`, `code_version`, `code_hash`.
+The checkpoint of a latent run holds its autoencoder too: tensors `autoencoder/...`, and `autoencoder` in the metadata.
 """
 
 from __future__ import annotations
@@ -10,19 +11,30 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 import jointdiff
+from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.config import Config, ModelConfig
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.storage import atomic_path
 
 FORMAT = "jointdiff-checkpoint-1"
-_OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash"}
+_OWN = {"format", "config", "round", "metric", "metric_name", "code_version", "code_hash", "autoencoder"}
+_PART = "autoencoder/"  # prefix of the tensors of a latent run's autoencoder
 _NUM_NAMED = 3  # how many differing tensors or keys an error names
+
+
+@dataclass(frozen=True)
+class Part:
+    """A second network in the file: a state_dict, and what it is made of, as plain keys."""
+
+    state: Mapping[str, torch.Tensor]
+    config: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,7 @@ class Checkpoint:
     metric_name: str
     code_version: str
     code_hash: str  # '' where the writer did not say
+    autoencoder: Part | None = None  # of a latent run: latent_run.from_tensors makes one of it
 
 
 def save(
@@ -47,6 +60,7 @@ def save(
     metric: float | None = None,
     metric_name: str = "",
     code_hash: str = "",
+    autoencoder: Part | None = None,
 ) -> Path:
     """Write a checkpoint atomically: a reader sees the old file or the whole new one.
 
@@ -57,14 +71,16 @@ def save(
         round_number: Round after which the weights were taken; 0 before the first.
         metric, metric_name: What this checkpoint was chosen by, if anything.
         code_hash: `jointdiff.identity.code_hash()` of the writer.
+        autoencoder: Of a latent run: both parts go into the one file.
 
     Raises:
         CheckpointError: A weight is NaN or infinite; nothing is written, and an older file stays as it was.
     """
     path = Path(path)
     # A copy of its own for every tensor: safetensors refuses tensors that share memory (tied weights, views).
-    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model_state.items()}
-    _check_finite(state, f"Refusing to write the checkpoint {path.name}")
+    parts = {**model_state, **({} if autoencoder is None else {_PART + k: v for k, v in autoencoder.state.items()})}
+    state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in parts.items()}
+    check_finite(state, f"Refusing to write the checkpoint {path.name}")
     metadata = {
         "format": FORMAT,
         "config": json.dumps(config.to_dict(), sort_keys=True),
@@ -74,6 +90,8 @@ def save(
         "code_version": jointdiff.__version__,
         "code_hash": code_hash,
     }
+    if autoencoder is not None:
+        metadata["autoencoder"] = json.dumps(autoencoder.config, sort_keys=True)
     with atomic_path(path) as temporary:
         save_file(state, temporary, metadata=metadata)
     return path
@@ -86,25 +104,15 @@ def load(path: Path | str) -> Checkpoint:
         CheckpointError: Missing, truncated, not a safetensors file, not written by JointDiff, or with NaN weights.
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointError(f"There is no checkpoint at {path}. A run keeps its own in <run folder>/checkpoints/.")
-    if not path.is_file():
-        raise CheckpointError(f"The checkpoint path {path} is not a file. Name the .safetensors file itself.")
-    try:
-        with safe_open(str(path), framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except OSError as error:
-        raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}") from None
-    except SafetensorError as error:
-        raise CheckpointError(_damage(path, error)) from None
+    metadata, state = read(path)
     if metadata.get("format") != FORMAT:
         found = metadata.get("format", "none")
         raise CheckpointError(
             f"{path} is a safetensors file, but not a JointDiff checkpoint (format {found!r}, wanted {FORMAT!r}): "
             "it does not say its configuration, so the network cannot be built from it."
         )
-    _check_finite(state, f"The checkpoint {path} is unusable")
+    check_finite(state, f"The checkpoint {path} is unusable")
+    second = {name: state.pop(name) for name in list(state) if name.startswith(_PART)}
     try:
         return Checkpoint(
             state=state,
@@ -114,12 +122,37 @@ def load(path: Path | str) -> Checkpoint:
             metric_name=metadata["metric_name"],
             code_version=metadata["code_version"],
             code_hash=metadata.get("code_hash", ""),
+            autoencoder=(
+                Part({name.removeprefix(_PART): t for name, t in second.items()}, json.loads(metadata["autoencoder"]))
+                if second
+                else None
+            ),
         )
     except (ConfigError, KeyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"The header of the checkpoint {path} does not fit JointDiff {jointdiff.__version__} "
             f"(written by {metadata.get('code_version', 'an unknown version')}): {error}"
         ) from None
+
+
+def read(path: Path | str) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Return the header's metadata and the tensors of any safetensors file, on the CPU.
+
+    Raises:
+        CheckpointError: Missing, truncated, or not a safetensors file.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"There is no checkpoint at {path}. A run keeps its own in <run folder>/checkpoints/.")
+    if not path.is_file():
+        raise CheckpointError(f"The checkpoint path {path} is not a file. Name the .safetensors file itself.")
+    try:
+        with safe_open(str(path), framework="pt", device="cpu") as file:
+            return file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except OSError as error:
+        raise CheckpointError(f"The checkpoint {path} cannot be read: {error.strerror or error}") from None
+    except SafetensorError as error:
+        raise CheckpointError(_damage(path, error)) from None
 
 
 def export(source: Path | str, target: Path | str, config: Config, **facts: str) -> Path:
@@ -134,9 +167,10 @@ def export(source: Path | str, target: Path | str, config: Config, **facts: str)
         CheckpointError: As `load`.
     """
     assert not facts.keys() & _OWN, f"{sorted(facts.keys() & _OWN)} belong to the checkpoint itself"
-    state = load(source).state
+    load(source)
     with safe_open(str(source), framework="pt", device="cpu") as file:
         metadata = file.metadata()
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     metadata = {**metadata, "config": json.dumps(config.to_dict(), sort_keys=True), **facts}
     with atomic_path(Path(target)) as temporary:
         save_file(state, temporary, metadata=metadata)
@@ -154,8 +188,11 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
             and the model is left as it was.
     """
     checkpoint = load(path)
+    own = getattr(model, "config", None)
+    encodes = isinstance(own, AutoencoderConfig)
+    _check_autoencoder(own, checkpoint.config.model, path)
     differences = [
-        *_config_differences(getattr(model, "config", None), checkpoint.config.model),
+        *_config_differences(own, checkpoint.config.autoencoder if encodes else checkpoint.config.model),
         *_tensor_differences(model.state_dict(), checkpoint.state),
     ]
     if differences:
@@ -171,11 +208,22 @@ def load_into(model: torch.nn.Module, path: Path | str) -> Checkpoint:
     return checkpoint
 
 
-def _config_differences(own: object, other: ModelConfig) -> list[str]:
-    if not isinstance(own, ModelConfig):
+def _check_autoencoder(own: object, other: ModelConfig, path: Path | str) -> None:
+    """Refuse weights that learned other latents than those that the model will see: they would mean nothing to them."""
+    if not isinstance(own, ModelConfig) or own.autoencoder == other.autoencoder:
+        return
+    names = [f"latents of the autoencoder {c.autoencoder[:12]}" if c.latent else "pixels" for c in (other, own)]
+    raise CheckpointError(
+        f"The checkpoint {path} was trained on {names[0]}, and here the network sees {names[1]}: set autoencoder to "
+        "the file that the checkpoint was trained with, or leave it out for pixels."
+    )
+
+
+def _config_differences(own: object, other: ModelConfig | AutoencoderConfig | None) -> list[str]:
+    if not isinstance(own, ModelConfig | AutoencoderConfig) or other is None:
         return []
     # The name is a label, and dropout holds no weights: neither changes which weights fit.
-    keys = [f.name for f in fields(ModelConfig) if f.name not in ("name", "dropout")]
+    keys = [f.name for f in fields(own) if f.name not in ("name", "dropout")]
     return [
         f"{key.replace('_', '-')} is {getattr(other, key)!r} in the checkpoint, {getattr(own, key)!r} here"
         for key in keys
@@ -196,7 +244,15 @@ def _tensor_differences(own: Mapping[str, torch.Tensor], other: Mapping[str, tor
     return differences
 
 
-def _check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+def check_finite(state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Refuse weights that are NaN or infinite.
+
+    Args:
+        what: How the error begins.
+
+    Raises:
+        CheckpointError: There are any.
+    """
     bad = [name for name, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
     if bad:
         raise CheckpointError(

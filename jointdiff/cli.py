@@ -125,7 +125,10 @@ def _open(options: argparse.Namespace) -> Trained:
 
 def _with_keys(config: Config, texts: Sequence[str]) -> Config:
     """Return a checkpoint's configuration with run-config keys changed; its network stays what it is."""
-    run = absolute_paths(parse_run_config({**to_mapping(config.run), **parse_overrides(texts)}))
+    asked = parse_overrides(texts)
+    run = absolute_paths(parse_run_config({**to_mapping(config.run), **asked}))
+    if asked.get("autoencoder", config.run.autoencoder) != config.run.autoencoder:
+        raise ConfigError("autoencoder cannot be changed: the checkpoint carries the one that it was trained with.")
     from jointdiff.data import info_of
 
     info = info_of(run)
@@ -143,7 +146,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     from jointdiff.standalone import evaluate_checkpoint
 
     trained = _open(options)
-    metrics = evaluate_checkpoint(trained.model, _with_keys(trained.config, options.keys), trained.device)
+    config = _with_keys(trained.config, options.keys)
+    metrics = evaluate_checkpoint(trained.model, config, trained.device, space=trained.space)
     if options.json:
         print(json.dumps(metrics, indent=2))
         return
@@ -152,13 +156,12 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from jointdiff.evaluation import predict
     from jointdiff.scans import read_scans
 
     output = None if options.output == "-" else writable(options.output)
     trained = _open(options)
     names, scans = read_scans(options.scans, trained.config.model)
-    probs = predict(trained.model, scans, device=trained.device)
+    probs = trained.predict(scans)
     rows = [["scan", *(f"p({name})" for name in trained.class_names), "decision"]]
     for name, row in zip(names, probs, strict=True):
         rows.append([name, *(f"{p:.6f}" for p in row), trained.decision(row)])
@@ -184,7 +187,9 @@ def _sample(options: argparse.Namespace) -> None:
     trained.check_denoises()
     targets = np.repeat(np.arange(trained.config.model.num_outputs), options.per_class)
     generator = torch.Generator().manual_seed(options.seed)
-    images = guided_samples(trained.model, trained.config, targets, device=trained.device, generator=generator)
+    images = guided_samples(
+        trained.model, trained.config, targets, device=trained.device, generator=generator, space=trained.space
+    )
     path = write_png(output, grid(images, columns=options.per_class))
     print(f"{len(images)} samples, one row per class: {path}")
 
@@ -209,7 +214,7 @@ def _prototypes(options: argparse.Namespace) -> None:
     drawn = [
         draw_prototypes(
             trained.model, trained.config, target, per_class=options.per_class, num_candidates=options.candidates,
-            seed=options.seed, device=trained.device,
+            seed=options.seed, device=trained.device, space=trained.space,
         )
         for target in range(len(names))
     ]  # fmt: skip
@@ -280,7 +285,7 @@ def _explain_test(options: argparse.Namespace, trained: Trained, folder: Path) -
     index = options.hospital - 1
     grades, count = explain_site(
         trained.model, hospital_data(config.run, index), config, hospital_index=index, device=trained.device,
-        folder=folder, method=method, progress=_say_progress,
+        folder=folder, method=method, progress=_say_progress, space=trained.space,
     )  # fmt: skip
     for name, value in grades.items():
         print(f"{name:24} {value:.4f}")

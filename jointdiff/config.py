@@ -18,11 +18,13 @@ from typing import Any, TypeVar, get_type_hints
 import yaml
 
 from jointdiff import aggregation_rules, codecs, settings, sharing
+from jointdiff.autoencoder_config import AutoencoderConfig
+from jointdiff.autoencoder_keys import AUTOENCODER, check_autoencoder, check_reconstruction
 from jointdiff.errors import ConfigError, nearest
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
 
-METHODS = ("joint", "two-stage", "fixmatch", "supervised")
+METHODS = ("joint", "two-stage", "fixmatch", "supervised")  # that classify
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 EVAL_SPLITS = ("test", "val")
@@ -53,7 +55,7 @@ class RunConfig:
     split_seed: int = 0  # drives partition and which labels are kept
     audit_holdout: float = 0.0  # share of each hospital's training images never trained on: non-members of its audit
     seed: int = 0  # drives initial weights and training
-    method: str = "joint"  # joint | two-stage | fixmatch | supervised
+    method: str = "joint"  # joint | two-stage | fixmatch | supervised | autoencoder
     num_rounds: int = 12
     local_steps: int = 30  # optimiser steps per hospital and round
     batch_size: int = 24  # images per step
@@ -79,7 +81,8 @@ class RunConfig:
     noise_multiplier: float = 0.0  # the same, said as noise; 0 = found from target-epsilon; both 0 = no privacy
     delta: float = 1e-4  # of every epsilon; below one over a hospital's number of records
     initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
-    model: str = "auto"  # a name in configs/model/; auto = by image-size
+    autoencoder: str = ""  # file of a frozen autoencoder, in whose latents the run works; '' = on pixels
+    model: str = "auto"  # a name in configs/model/ (method=autoencoder: configs/autoencoder/); auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
     device: str = "auto"  # auto | cpu | cuda | cuda:N
@@ -122,7 +125,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The joint UNet. Channels and size of the images come from the data."""
+    """The joint UNet. Channels and size of the images come from the data, those of latents from the autoencoder."""
 
     name: str = "unet-28"
     channels: int = 1
@@ -135,6 +138,24 @@ class ModelConfig:
     num_blocks: int = 1  # residual blocks per level (the decoder has one more)
     attention_levels: tuple[int, ...] = (2,)  # levels with self-attention, 0 = full size
     dropout: float = 0.0
+    latent_channels: int = 0  # channels of a latent; 0 = the network works on pixels
+    latent_size: int = 0  # positions per side of a latent
+    autoencoder: str = ""  # fingerprint of the frozen autoencoder whose latents the network knows
+
+    @property
+    def latent(self) -> bool:
+        """Whether the network works on latents of images, not on their pixels."""
+        return self.latent_channels > 0
+
+    @property
+    def input_channels(self) -> int:
+        """Channels of what the network sees."""
+        return self.latent_channels or self.channels
+
+    @property
+    def input_size(self) -> int:
+        """Pixels, or positions of a latent, per side of what the network sees."""
+        return self.latent_size or self.image_size
 
 
 @dataclass(frozen=True)
@@ -173,6 +194,10 @@ class TrainingConfig:
     grad_clip: float = 1.0  # norm; 0 disables
     ema_decay: float = 0.25  # of the server's average over rounds; 0 disables
     autocast: str = "auto"  # auto | bf16 | off
+    l1_weight: float = 1.0  # method autoencoder: of the mean absolute error per pixel
+    l2_weight: float = 1.0  # method autoencoder: of the mean squared error per pixel
+    feature_weight: float = 0.1  # method autoencoder: of the distance in the fixed feature net; 0 disables
+    kl_weight: float = 1e-4  # method autoencoder: of the latents' distance to a normal distribution
     max_grad_norm: float = 1.0  # private runs: largest norm of one record's gradient
     noise_multiplicity: int = 1  # private runs: draws of timestep and noise per record (Dockhorn et al. 2023)
     body_lr_scale: float = 1.0  # private runs: learning rate of all but the head, as a share; 0 freezes the body
@@ -186,10 +211,12 @@ class Config:
     run: RunConfig = field(default_factory=RunConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    autoencoder: AutoencoderConfig | None = None  # of runs that train one; no section where there is none
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return nested plain dicts with kebab-case keys, fit for YAML and JSON."""
-        return {f.name: to_mapping(getattr(self, f.name)) for f in fields(self)}
+        sections = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: to_mapping(section) for name, section in sections.items() if section is not None}
 
     @property
     def private(self) -> bool:
@@ -203,11 +230,19 @@ class Config:
         Raises:
             ConfigError: A section or key is unknown, or a value has the wrong type.
         """
-        sections = {"run": RunConfig, "model": ModelConfig, "training": TrainingConfig}
+        sections = {
+            "run": RunConfig,
+            "model": ModelConfig,
+            "training": TrainingConfig,
+            "autoencoder": AutoencoderConfig,
+        }
         for key in tree:
             if key not in sections:
                 raise ConfigError(f"Unknown section '{key}' in the configuration: {nearest(key, sections)}")
-        return cls(**{name: from_mapping(kind, tree.get(name, {}), name) for name, kind in sections.items()})
+        always = {name: tree.get(name, {}) for name in ("run", "model", "training")}
+        return cls(
+            **{name: from_mapping(sections[name], section, name) for name, section in {**always, **tree}.items()}
+        )
 
 
 T = TypeVar("T")
@@ -306,7 +341,8 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
         if getattr(run, key) < low:
             name = key.replace("_", "-")
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
-    _one_of("method", run.method, METHODS)
+    _one_of("method", run.method, (*METHODS, AUTOENCODER))
+    check_autoencoder(run)
     _one_of("strategy", run.strategy, STRATEGIES)
     settings.check_settings(run)
     aggregation_rules.check_run(run)
@@ -460,15 +496,26 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
 
     Raises:
         ConfigError: A preset is missing or holds an unknown key, or does not go with a key of the run.
+        CheckpointError: The autoencoder that the run names cannot be read.
     """
-    name = run.model if run.model != "auto" else _model_for(run.image_size)
+    encodes = run.method == AUTOENCODER
+    autoencoder = autoencoder_config(run.image_size, channels, run.model) if encodes else None
+    latents: dict[str, Any] = {}
+    if run.autoencoder:
+        from jointdiff.latent_run import chosen, model_keys  # brings torch, which takes seconds, and few need it
+
+        latents = model_keys(chosen(run, channels=channels))
+    size = int(latents.get("latent-size", run.image_size))
+    name = run.model if run.model != "auto" and not encodes else _model_for(size)
     data = {"name": name, "channels": channels, "image-size": run.image_size, "num-outputs": num_outputs, "task": task}
+    data |= latents
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
     _check_head(training)
+    check_reconstruction(training)
     check_pseudo_labels(training, task)
-    config = Config(run=run, model=model, training=training)
+    config = Config(run=run, model=model, training=training, autoencoder=autoencoder)
     aggregation_rules.check_training(config)
     return config
 
@@ -485,6 +532,11 @@ def _check_head(training: TrainingConfig) -> None:
         raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
 
 
+def trains_autoencoder(config: Config) -> bool:
+    """Tell whether a run trains the autoencoder of scans, and no classifier."""
+    return config.run.method == AUTOENCODER
+
+
 def preset_of(run: RunConfig) -> str:
     """Return the name or file of a run's training preset: the one that is asked for, else its method's own."""
     private = run.target_epsilon > 0 or run.noise_multiplier > 0
@@ -496,3 +548,25 @@ def _model_for(image_size: int) -> str:
     if image_size <= 32:
         return "unet-28"
     return "unet-64" if image_size <= 64 else "unet-128"
+
+
+def autoencoder_config(image_size: int, channels: int, name: str = "auto") -> AutoencoderConfig:
+    """Return the autoencoder of a preset in configs/autoencoder/, for images of this size.
+
+    Args:
+        name: The preset; auto = by image size: the smallest that is made for it, kl-256 beyond.
+
+    Raises:
+        ConfigError: There is no such preset, it holds an unknown key, or it does not go with the image size.
+    """
+    if name == "auto":
+        name = next((f"kl-{size}" for size in (64, 128, 224) if image_size <= size), "kl-256")
+    data = {"name": name, "channels": channels, "image-size": image_size}
+    found = from_mapping(
+        AutoencoderConfig, {**read_preset("autoencoder", name), **data}, f"autoencoder preset '{name}'"
+    )
+    try:
+        found.check()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return found

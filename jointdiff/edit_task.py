@@ -35,8 +35,14 @@ class CounterfactualSettings:
     tolerance: float = 0.3  # by how much a margin may miss what is wanted, in the search for a region
     slack: float = 1.0  # by how much a margin may miss it after the region was widened
     scales: tuple[float, ...] = (0.05, 0.2, 1.0)  # of the guidance on representations, weakest first
+    around: int = 3  # width of the square over which the change around a pixel is averaged, odd
+    edge: int = 5  # width of the square over which the border of a region is softened, odd
     overshoot: float = 0.0  # margin beyond what is wanted that the region is guided to, once it has been chosen
     seed: int = 0  # of the noise of methods that draw some
+
+
+# A position of a latent stands for many pixels: what is softened over several of them is no region any more.
+LATENT_SETTINGS = CounterfactualSettings(around=1, edge=3)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jointdiff.counterfactual import (
     typical_margins,
 )
 from jointdiff.data import HospitalData, ImageSet
-from jointdiff.edit_task import CounterfactualSettings
+from jointdiff.edit_task import LATENT_SETTINGS, CounterfactualSettings
 from jointdiff.evaluation import predict
 from jointdiff.explanation_parts import Part, Parts, clear
 from jointdiff.fidelity import FeatureNet
@@ -27,6 +27,7 @@ from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
 from jointdiff.sample_grades import grade_samples
 from jointdiff.schedule import SCHEDULES
+from jointdiff.spaces import PIXELS, Space
 from jointdiff.storage import written
 from jointdiff.views.gallery import GalleryItem, write_gallery
 
@@ -47,6 +48,12 @@ class Explanations:
     probs_after: np.ndarray  # [N,K], of the edits as they are shown, rounded to grey levels
     found: np.ndarray  # bool [N]: the search says that it found an edit
     seconds_per_image: float
+    decoded: np.ndarray | None = None  # uint8 [N,H,W,C]: in a latent run, what the autoencoder makes of the scans
+
+    @property
+    def originals(self) -> np.ndarray:
+        """What the edits are to be compared with, uint8 [N,H,W,C]: what is lost by encoding is no part of an edit."""
+        return self.scans.images if self.decoded is None else self.decoded
 
 
 @written("The explanations", then=CARRY_ON)
@@ -61,6 +68,7 @@ def explain_site(
     site: Path | None = None,
     method: str = DEFAULT_METHOD,
     progress: Progress | None = None,
+    space: Space = PIXELS,
 ) -> tuple[dict[str, float], int]:
     """Explain up to `explain` of the hospital's test scans and write its gallery. What was interrupted is carried on.
 
@@ -69,6 +77,7 @@ def explain_site(
         site: A real site's own folder, where its referee is kept; None: `folder`.
         method: One of counterfactual.METHODS.
         progress: Called after every batch with the numbers of scans done and in all.
+        space: Where the network works.
 
     Returns:
         The grades, scalars that may leave the site, and the number of scans behind them.
@@ -83,28 +92,30 @@ def explain_site(
         scans,
         config,
         device=device,
-        references=references(model, others, device=device),
+        references=references(model, others, device=device, space=space),
         method=method,
         folder=folder,
         progress=progress,
+        space=space,
     )
     referee = appointed_referee(data, config, device, site=site or folder)
     grades = grade(
-        scans.images,
+        found.originals,
         found.edited,
         found.probs_before,
         found.probs_after,
         found.targets,
         found=found.found,
         masks=scans.masks,
-        twins=scans.twins,
+        twins=None if scans.twins is None else space.pictures(space.inputs(scans.twins)),
         labels=scans.labels,
         referee=referee.predict if referee else None,
-        predict=lambda images: predict(model, images, device=device),
+        predict=lambda images: predict(model, images, device=device, space=space),
         features=FeatureNet(config.model.channels).features,
         seconds_per_image=found.seconds_per_image,
         task=config.model.task,
     )
+    grades |= decoding_grades(model, found, device=device, space=space)
     accuracy = referee.accuracy(data.test) if referee else None
     if accuracy is not None:
         grades["referee_accuracy"] = accuracy
@@ -118,7 +129,7 @@ def explain_site(
         task="multi-label" if config.model.task == "multi-label" else "multi-class",
     )
     clear(folder)
-    samples = grade_samples(model, data, config, referee, hospital_index=hospital_index, device=device)
+    samples = grade_samples(model, data, config, referee, hospital_index=hospital_index, device=device, space=space)
     return grades | samples, len(scans)
 
 
@@ -128,9 +139,29 @@ def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
     return test.select(np.sort(drawn))
 
 
-def references(model: JointModel, scans: ImageSet, *, device: torch.device) -> torch.Tensor:
+def references(
+    model: JointModel, scans: ImageSet, *, device: torch.device, space: Space = PIXELS
+) -> torch.Tensor:  # fmt: skip
     """Return how sure the model typically is of each decision on these scans; their labels are not looked at."""
-    return typical_margins(torch.from_numpy(predict(model, scans.images, device=device)))
+    return typical_margins(torch.from_numpy(predict(model, scans.images, device=device, space=space)))
+
+
+def decoding_grades(
+    model: JointModel, found: Explanations, *, device: torch.device, space: Space = PIXELS
+) -> dict[str, float]:  # fmt: skip
+    """Return what the autoencoder loses, apart from what the edits change; nothing where the network sees pixels."""
+    if found.decoded is None:
+        return {}
+    scans, again = found.scans.images.astype(np.float64), predict(model, found.decoded, device=device, space=space)
+    if model.config.task == "multi-label":
+        same = ((found.probs_before > 0.5) == (again > 0.5)).all(axis=1)
+    else:
+        same = found.probs_before.argmax(axis=1) == again.argmax(axis=1)
+    return {
+        "decoded_agreement": float(same.mean()),
+        "decoded_l1": float(np.abs(found.decoded - scans).mean() / 255),
+        "scan_l1": float(np.abs(found.edited - scans).mean() / 255),
+    }
 
 
 def explain_scans(
@@ -144,6 +175,7 @@ def explain_scans(
     method: str = DEFAULT_METHOD,
     folder: Path | None = None,
     progress: Progress | None = None,
+    space: Space = PIXELS,
 ) -> Explanations:
     """Search the edit of each scan towards a target.
 
@@ -153,18 +185,21 @@ def explain_scans(
         method: One of counterfactual.METHODS.
         folder: Where the edits of a batch are kept until the gallery is whole; None: nowhere.
         progress: Called after every batch with the numbers of scans done and in all.
+        space: Where the network works.
     """
+    inputs = space.inputs(scans.images)
+    settings = LATENT_SETTINGS if config.model.latent else CounterfactualSettings()
     alpha_bar = SCHEDULES[config.training.schedule](config.training.num_timesteps).to(device)
-    before = predict(model, scans.images, device=device)
+    before = predict(model, inputs, device=device)
     aims = default_targets(torch.from_numpy(before), task=config.model.task)
     if targets is not None:
         aims = torch.from_numpy(np.asarray(targets, dtype=np.int64))
     goals = "" if references is None else references.tolist()
-    search = f"{method} {CounterfactualSettings()} {config.training.prediction} {config.training.schedule} {goals}"
+    search = f"{method} {settings} {config.training.prediction} {config.training.schedule} {goals}"
     kept = Parts(folder, model.state_dict(), search)
     parts = []
     for start in range(0, len(scans), BATCH_SIZE):
-        images, wanted = scans.images[start : start + BATCH_SIZE], aims[start : start + BATCH_SIZE]
+        images, wanted = inputs[start : start + BATCH_SIZE], aims[start : start + BATCH_SIZE]
         part = kept.get(images, wanted.numpy())
         if part is None:
             made = METHODS[method](
@@ -173,6 +208,7 @@ def explain_scans(
                 wanted.to(device),
                 alpha_bar,
                 prediction=config.training.prediction,
+                settings=settings,
                 references=references,
             )
             part = Part(to_uint8(made.images), made.found.cpu().numpy(), made.seconds_per_image * len(images))
@@ -180,15 +216,16 @@ def explain_scans(
         parts.append(part)
         if progress is not None:
             progress(min(start + BATCH_SIZE, len(scans)), len(scans))
-    shown = np.concatenate([part.edited for part in parts])
+    shown = space.pictures(np.concatenate([part.edited for part in parts]))
     return Explanations(
         scans=scans,
         edited=shown,
         targets=aims.numpy(),
         probs_before=before,
-        probs_after=predict(model, shown, device=device),
+        probs_after=predict(model, shown, device=device, space=space),
         found=np.concatenate([part.found for part in parts]),
         seconds_per_image=sum(part.seconds for part in parts) / len(scans),
+        decoded=None if space is PIXELS else space.pictures(inputs),
     )
 
 
@@ -197,7 +234,7 @@ def gallery_items(found: Explanations) -> list[GalleryItem]:
 
     The score that orders it is the change of the target's probability, times the share of the picture left alone.
     """
-    difference = np.abs(found.edited.astype(np.int64) - found.scans.images).max(axis=3)
+    difference = np.abs(found.edited.astype(np.int64) - found.originals).max(axis=3)
     left_alone = (difference <= 0.05 * 255).mean(axis=(1, 2))
     rows = np.arange(len(found.scans))
     change = np.abs(found.probs_after[rows, found.targets] - found.probs_before[rows, found.targets])
@@ -211,6 +248,7 @@ def gallery_items(found: Explanations) -> list[GalleryItem]:
             target=int(found.targets[i]),
             found=bool(found.found[i]),
             score=float(change[i] * left_alone[i]),
+            decoded=None if found.decoded is None else found.decoded[i],
         )
         for i in rows
     ]

@@ -21,6 +21,7 @@ VERSION = "random-conv-1"
 _SEED = 20240917
 _WIDTHS = (16, 32, 64, 96, 128, 128)  # channels of each level; each level has half the size of the one before
 _NUM_CALIBRATION = 128
+_MAPS_SIZE = 64  # largest side that maps are calibrated at
 _BOUND = 4.0  # no standardised feature is farther from zero
 
 
@@ -44,7 +45,7 @@ class FeatureNet:
     """
 
     channels: int  # 1 or 3
-    _layers: dict[tuple[int, int], list[_Layer]] = field(default_factory=dict, init=False, repr=False)
+    _layers: dict[tuple[int, int, str], list[_Layer]] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -72,14 +73,37 @@ class FeatureNet:
             raise ValueError(
                 f"Images must be uint8 [N, H >= 8, W >= 8, {self.channels}], not {images.dtype} {images.shape}."
             )
-        size = (images.shape[1], images.shape[2])
-        if size not in self._layers:
-            self._layers[size] = _calibrated(self.channels, size)
-        layers = self._layers[size]
+        layers = self._layers_for((images.shape[1], images.shape[2]))
         mean, deviation = (torch.cat([getattr(layer, name) for layer in layers]) for name in ("mean", "deviation"))
         pooled = [torch.cat(_pooled(x, layers), dim=1) for x in _batches(images, batch_size)]
         z = ((torch.cat(pooled) if pooled else torch.zeros(0, len(mean))) - mean).double() / deviation
         return (z / (1 + z.abs() / _BOUND)).numpy()
+
+    def maps(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return every convolution's maps, for a distance between images that gradients flow through.
+
+        The filters are those of images of at most 64 pixels: a convolution takes any size, and drawing them at 224
+        pixels takes a minute.
+
+        Args:
+            x: [N,C,H,W] in [-1,1], on any device.
+
+        Returns:
+            One [N,c,h,w] per level, the first at full size; of unit variance on pink noise before its ReLU.
+        """
+        layers = self._layers_for((min(x.shape[2], _MAPS_SIZE), min(x.shape[3], _MAPS_SIZE)), x.device)
+        found = []
+        for level, layer in enumerate(layers):
+            x = _apply(x, layer, level)
+            found.append(x)
+        return found[1:]
+
+    def _layers_for(self, size: tuple[int, int], device: torch.device | str = "cpu") -> list[_Layer]:
+        place = (*size, str(device))
+        if place not in self._layers:
+            layers = _calibrated(self.channels, size)
+            self._layers[place] = [layer.to(device) for layer in layers]
+        return self._layers[place]
 
 
 def kid(
@@ -148,6 +172,11 @@ class _Layer:
     shift: torch.Tensor  # [outputs], subtracted after the convolution
     mean: torch.Tensor  # [2 * outputs], of the pooled features
     deviation: torch.Tensor  # [2 * outputs]
+
+    def to(self, device: torch.device | str) -> _Layer:
+        """Return the layer on a device."""
+        weight = None if self.weight is None else self.weight.to(device)
+        return _Layer(weight, self.shift.to(device), self.mean.to(device), self.deviation.to(device))
 
 
 def _apply(x: torch.Tensor, layer: _Layer, level: int) -> torch.Tensor:

@@ -26,6 +26,9 @@ MEAN_OVER = {
     "found_share": "num_scans",  # share of scans for which the method says that it found an edit
     "confidence_gain": "num_scans",  # rise of the target's probability
     "seconds_per_image": "num_scans",
+    "decoded_agreement": "num_scans",  # latent runs: share whose decision the autoencoder's decoding leaves as it was
+    "decoded_l1": "num_scans",  # latent runs: mean absolute difference of a scan and its decoding: the loss by encoding
+    "scan_l1": "num_scans",  # latent runs: the same of a scan and the edit of its decoding: loss and edit together
     "referee_validity": "num_refereed",  # share found, and given the target by the referee
     "referee_accuracy": "num_scans",  # of the referee on the hospital's test images: what its word is worth
     "l1": "num_found",  # mean absolute difference per pixel; 1 = the whole range of brightness

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from jointdiff.augment import strong_view
+from jointdiff.augment import views_of
 from jointdiff.config import Config
 from jointdiff.data.hospital import HospitalData
 from jointdiff.evaluation import extract_features
@@ -20,6 +20,7 @@ from jointdiff.head_self_training import confident, mixed
 from jointdiff.head_sums import head_sums, standardisation_sums, unpack
 from jointdiff.model import JointModel, to_network
 from jointdiff.reproducibility import generator_for
+from jointdiff.spaces import PIXELS, Space
 from jointdiff.training import num_warmup_rounds
 
 MAX_VIEWS = 4096  # views in all per hospital: with many labels fewer of each
@@ -116,14 +117,21 @@ def solved_heads(
         )
 
 
-def public_head(model: JointModel, config: Config, device: torch.device) -> dict[str, torch.Tensor]:
+def public_head(
+    model: JointModel, config: Config, device: torch.device, *, space: Space = PIXELS
+) -> dict[str, torch.Tensor]:
     """Standardise a gradient head over phantoms: for runs in which no site's sums may travel."""
+    inputs = space.inputs(public_images(config))
+    sums = standardisation_sums(extract_features(model, inputs, device=device).cpu().numpy())
+    return solve_head(sums, config)
+
+
+def public_images(config: Config) -> np.ndarray:
+    """Return phantoms of a run's size and channels, uint8 [N,H,W,C]: they are of nobody."""
     from jointdiff.data.registry import load_dataset
 
     name = "phantom:rgb" if config.model.channels == 3 else "phantom"
-    images = load_dataset(name, image_size=config.model.image_size).train.images[:NUM_PUBLIC]
-    sums = standardisation_sums(extract_features(model, images, device=device).cpu().numpy())
-    return solve_head(sums, config)
+    return load_dataset(name, image_size=config.model.image_size).train.images[:NUM_PUBLIC]
 
 
 def head_statistics(
@@ -150,6 +158,7 @@ def head_statistics(
     if not views or not len(rows):
         return head_sums(features, features[rows], train.labels[rows], config.model.num_outputs)
     generator = generator_for(config.run.seed, len(rows), 0, "head views", device)
+    strong_view = views_of(latent=config.model.latent).strong
     seen = np.repeat(rows, max(1, min(views, MAX_VIEWS // len(rows))))
     parts = []
     with torch.no_grad():

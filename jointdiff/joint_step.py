@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 
 from jointdiff import diffusion, losses
-from jointdiff.augment import strong_view, weak_view
+from jointdiff.augment import PIXEL_VIEWS, Views
 from jointdiff.batches import Batches
 from jointdiff.config import TrainingConfig
 from jointdiff.device_memory import split
@@ -108,6 +108,7 @@ def draw_step(
     alpha_bar: torch.Tensor,
     truth: torch.Tensor,
     generator: torch.Generator,
+    views: Views = PIXEL_VIEWS,
 ) -> JointBatch:
     """Draw what a step learns from, and ask the teacher.
 
@@ -119,19 +120,20 @@ def draw_step(
         labeller: None where pseudo-labels do not count.
         truth: Hidden labels, int64 [N] or [N,K]: for one number of telemetry.
         generator: Of views, timesteps and noise, on the device.
+        views: Of what the network sees.
     """
     noised = labelled = taught = None
     told: dict[str, torch.Tensor] = {}
     if batches.has("all"):
-        noised = noise_images(weak_view(batches.take("all", step), generator), alpha_bar, training, generator)
+        noised = noise_images(views.weak(batches.take("all", step), generator), alpha_bar, training, generator)
     if batches.has("labelled"):
-        view = strong_view if training.labelled_view == "strong" else weak_view
+        view = views.strong if training.labelled_view == "strong" else views.weak
         labelled = Labelled(view(batches.take("labelled", step), generator), batches.labels("labelled", step))
     if labeller:
         x, index = batches.take("unlabelled", step), batches.index("unlabelled", step)
         said = labeller.label(x, index, generator)
         if len(x):
-            taught = Taught(strong_view(x, generator), said.target, said.weight)
+            taught = Taught(views.strong(x, generator), said.target, said.weight)
             told["pseudo_coverage"] = said.weight.mean()
             told["pseudo_confidence"] = said.confidence
             told["_pseudo_right"] = ((said.hard() == truth[index]) * said.weight).mean()

@@ -1,6 +1,6 @@
 """The joint diffusion-classifier: one UNet that denoises, and classifies on its own pooled features.
 
-Shapes: images [B,C,H,W] in [-1,1]; t [B] int64; features [B,D]; logits [B,K].
+Shapes: images, or their latents, [B,C,H,W] in [-1,1]; t [B] int64; features [B,D]; logits [B,K].
 """
 
 from __future__ import annotations
@@ -54,14 +54,15 @@ class JointModel(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.image_size % config.patch_size:
+        if config.input_size % config.patch_size:
+            what = "the latents' size" if config.latent else "image-size"
             raise ConfigError(
-                f"image-size {config.image_size} is no multiple of the model's patch-size {config.patch_size}: "
+                f"{what} {config.input_size} is no multiple of the model's patch-size {config.patch_size}: "
                 "choose another model or size."
             )
         self.config = config
         self.unet = UNet(
-            config.channels,
+            config.input_channels,
             width=config.width,
             multipliers=config.multipliers,
             num_blocks=config.num_blocks,

@@ -93,7 +93,7 @@ def absolute_paths(run: RunConfig) -> RunConfig:
     Flower's daemon has a working directory of its own, so a relative path would mean another place there.
     """
     changes: dict[str, Any] = {}
-    for name in ("data_root", "home", "sites_home", "initial_weights", "server_data"):
+    for name in ("data_root", "home", "sites_home", "initial_weights", "autoencoder", "server_data"):
         if getattr(run, name):
             changes[name] = _absolute(getattr(run, name))
     for name in ("model", "preset"):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import yaml
 
-from jointdiff import checkpoint, storage
+from jointdiff import checkpoint, latent_run, storage
 from jointdiff.config import Config, RunConfig, resolve, to_mapping
 from jointdiff.data import DatasetInfo, info_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.events import read_events
-from jointdiff.model import JointModel
+from jointdiff.networks import build, design_of
 from jointdiff.reproducibility import SERVER, seed_for
 
 
@@ -39,7 +39,10 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
     )
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
     check_startable(config)  # what cannot start must say so before there is a folder
-    return config, info, storage.create_run(home, run.run_name)
+    folder = storage.create_run(home, run.run_name)
+    if config.model.latent:
+        latent_run.chosen(run, channels=info.channels).save(folder / latent_run.FILE)
+    return config, info, folder
 
 
 def check_startable(config: Config) -> None:
@@ -50,7 +53,7 @@ def check_startable(config: Config) -> None:
         CheckpointError: The weights to start from are missing, damaged, or of another architecture.
     """
     with torch.device("meta"):
-        JointModel(config.model)
+        build(design_of(config))
     if config.private:
         from jointdiff.privacy import refuse_what_cannot_be_private  # Opacus is slow to load, and few need it
 
@@ -131,7 +134,7 @@ def initial_weights(config: Config) -> dict[str, np.ndarray]:
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_for(config.run.seed, SERVER, 0, "initial weights"))
-        model = JointModel(config.model)
+        model = build(design_of(config))
     if config.run.initial_weights:
         checkpoint.load_into(model, config.run.initial_weights)
     return {name: tensor.numpy().astype(np.float32) for name, tensor in model.state_dict().items()}

@@ -7,6 +7,7 @@ operating system. Nothing that is computed from the records leaves but the weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import NamedTuple
@@ -15,8 +16,8 @@ import torch
 
 from jointdiff import losses, pseudo_labels
 from jointdiff.accounting import epsilon_of, noise_multiplier_for
-from jointdiff.augment import strong_view, weak_view
-from jointdiff.config import Config
+from jointdiff.augment import views_of
+from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.hospital import HospitalData
 from jointdiff.device_memory import Halving, split
 from jointdiff.errors import ConfigError
@@ -132,6 +133,42 @@ def train_private_round(
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)
     load_moments(optimizer, state, list(model.parameters()))
     halving = Halving(device, f"physical-batch {training.physical_batch}")
+
+    def add(steps: PrivateSteps, index: torch.Tensor) -> None:
+        x, probs = to_network(images[index], device), None if teacher is None else teacher[index]
+        drawn = loss.draw(x, labels[index], probs)
+        halving.run(partial(_add, steps, loss, drawn), undo=steps.forget)
+
+    return take_private_steps(
+        model, optimizer, batches, add, training, plan, round_number=round_number, noise=randomness.noise,
+        device=device,
+    )  # fmt: skip
+
+
+def take_private_steps(
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: PoissonBatches,
+    add: Callable[[PrivateSteps, torch.Tensor], None],
+    training: TrainingConfig,
+    plan: PrivacyPlan,
+    *,
+    round_number: int,
+    noise: torch.Generator,
+    device: torch.device,
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Take a round's clipped and noised steps on a network.
+
+    Args:
+        model: In training mode; parameters that rest need no gradient.
+        optimizer: Its groups may have a `scale` of the learning rate.
+        batches: Poisson batches of records.
+        add: Adds the clipped gradients of the records with these indices [n] to a step.
+        noise: Of the gradient, on the device.
+
+    Returns:
+        As `train_private_round`.
+    """
     rate = 0.0
     with PrivateSteps(
         model,
@@ -139,17 +176,15 @@ def train_private_round(
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=training.max_grad_norm,
         expected_batch=plan.sample_rate * batches.num_units,
-        generator=randomness.noise,
+        generator=noise,
     ) as steps:
         for step in range(plan.steps):
             number = (round_number - 1) * plan.steps + step
             rate = learning_rate_at(number, plan.num_rounds * plan.steps, training)
             for group in optimizer.param_groups:
-                group["lr"] = rate * group["scale"]
+                group["lr"] = rate * group.get("scale", 1.0)
             for index in chunks(batches.draw().to(device), training.physical_batch):
-                x, probs = to_network(images[index], device), None if teacher is None else teacher[index]
-                drawn = loss.draw(x, labels[index], probs)
-                halving.run(partial(_add, steps, loss, drawn), undo=steps.forget)
+                add(steps, index)
             steps.finish()
     new_state = save_moments(optimizer, list(model.parameters()))
     model.requires_grad_(True)
@@ -211,6 +246,7 @@ class JointLoss:
             probs: The teacher's probabilities [n,K]; None: the model itself labels weak views.
         """
         training, weights, generator = self._config.training, self._weights, self._generator
+        weak_view, strong_view = views_of(latent=self._config.model.latent)
         noised = tuple(
             noise_images(weak_view(x, generator), self._alpha_bar, training, generator)
             for _ in range(training.noise_multiplicity if weights.diffusion else 0)

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+AUTOENCODER = "autoencoder"  # latent runs: keep this frozen autoencoder; it comes once, before all else
 DESCRIBE = "describe"  # who are you: class table, device
 TRAIN = "train"  # local steps on the weights sent
 HEAD = "head"  # statistics that solve the classifier head
@@ -19,7 +20,8 @@ EXPLAIN = "explain"  # make the site's gallery; grades alone come back
 KEYS = "keys"  # secure sum, first: show public keys; counts of images and labels
 SHARES = "shares"  # secure sum, second: deal sealed shares of the own secrets to the others
 UNMASK = "unmask"  # secure sum, last: give shares that take the masks off the sum
-KINDS = (DESCRIBE, TRAIN, HEAD, EVALUATE, EXPLAIN, KEYS, SHARES, UNMASK)
+LACKS_AUTOENCODER = "This site does not hold the autoencoder of the run"  # how a refusal begins
+KINDS = (AUTOENCODER, DESCRIBE, TRAIN, HEAD, EVALUATE, EXPLAIN, KEYS, SHARES, UNMASK)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,9 @@ class RoundInstructions:
     site_folder: str  # absolute; simulation only ('' in deployment: the site's own home)
     code_version: str
     code_hash: str  # jointdiff.identity.code_hash()
-    payload: Mapping[str, Any] = field(default_factory=dict)  # HEAD: of which images; secure sums: keys, shares, ...
+    payload: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # HEAD: of which images; AUTOENCODER: of what; secure sums: ...
     transfer: Mapping[str, Any] = field(default_factory=dict)  # codecs and what is left out (jointdiff/transfer.py)
 
     def to_json(self) -> str:

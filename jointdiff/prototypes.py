@@ -20,6 +20,7 @@ from jointdiff.evaluation import extract_features
 from jointdiff.model import JointModel
 from jointdiff.reproducibility import SERVER, generator_for
 from jointdiff.showcase import guided_samples
+from jointdiff.spaces import PIXELS, Space
 
 NUM_CANDIDATES = 32  # drawn for each class
 
@@ -67,6 +68,7 @@ def draw_prototypes(
     num_candidates: int = NUM_CANDIDATES,
     seed: int,
     device: torch.device,
+    space: Space = PIXELS,
 ) -> Prototypes:
     """Draw candidates guided to a class and keep the most typical of those that the model gives the class.
 
@@ -75,6 +77,7 @@ def draw_prototypes(
         per_class: How many to keep; fewer where the model itself disowns the others.
         num_candidates: How many to draw.
         seed: Gives the same prototypes again; those of another class do not depend on them.
+        space: Where the network works.
     """
     generator = generator_for(seed, SERVER, 0, f"prototypes of {target}")
     targets = np.full(num_candidates, target)
@@ -90,7 +93,7 @@ def draw_prototypes(
         return Prototypes(images[:0], confidence[:0], confidence[:0], 0, num_candidates)
     chosen, distances = most_typical(standardised[decided], confidence[decided], per_class)
     kept = decided[chosen]
-    return Prototypes(images[kept], confidence[kept], distances, len(decided), num_candidates)
+    return Prototypes(space.pictures(images[kept]), confidence[kept], distances, len(decided), num_candidates)
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

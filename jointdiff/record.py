@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 import yaml
 
-from jointdiff import checkpoint, identity, storage
+from jointdiff import checkpoint, identity, latent_run, storage
 from jointdiff.config import Config
 from jointdiff.data.base import DatasetInfo
 from jointdiff.errors import JointDiffError
@@ -73,6 +74,18 @@ class RunRecord:
         """The held-out AUC of the last evaluated round, if there is any."""
         return self._history.final.get("heldout_auc")
 
+    @property
+    def last_pooled(self) -> dict[str, Any]:
+        """The pooled metrics of the last evaluated round; {} where every hospital withheld them."""
+        return self._history.final.get("pooled") or {}
+
+    @cached_property
+    def _autoencoder(self) -> checkpoint.Part | None:
+        """Of a latent run: its autoencoder goes into every checkpoint, so that one file is the whole model."""
+        if not self.config.model.latent:
+            return None
+        return checkpoint.Part(*latent_run.to_tensors(latent_run.open_in(self.folder, self.config.model)))
+
     def save_checkpoint(
         self, kind: str, tensors: Mapping[str, np.ndarray], *, round_number: int, metric: float | None, metric_name: str
     ) -> None:
@@ -87,6 +100,7 @@ class RunRecord:
             metric=metric,
             metric_name=metric_name,
             code_hash=identity.code_hash(),
+            autoencoder=self._autoencoder,
         )
         self.event("checkpoint_saved", round=round_number, path=path.relative_to(self.folder).as_posix(), kind=kind)
 

@@ -15,7 +15,7 @@ class _Redraw:
 
     def __init__(self, task: EditTask) -> None:
         self._task = task
-        self._change = change_map(task.images, inversion(task))
+        self._change = change_map(task.images, inversion(task), around=task.settings.around)
 
     def __call__(
         self, index: torch.Tensor, shares: torch.Tensor, *, depth: float | None = None, further: float = 0.0
@@ -29,7 +29,7 @@ class _Redraw:
         task, settings = self._task, self._task.settings
         timesteps = task.timesteps(settings.redraw_depth if depth is None else depth, settings.redraw_steps)
         noised = task.noised(timesteps[0], temperature=settings.temperature)[index]
-        guided = task.guided(index, region=strongest(self._change[index], shares), beyond=further)
+        guided = task.guided(index, region=strongest(self._change[index], shares, edge=settings.edge), beyond=further)
         edited = sample_ddim(guided, noised, timesteps, task.alpha_bar)
         return edited, task.margin(index)(edited) - task.goal[index]
 

@@ -16,9 +16,9 @@ def smooth(maps: torch.Tensor, size: int) -> torch.Tensor:
     return F.avg_pool2d(F.pad(maps, (size // 2,) * 4, mode="reflect"), size, stride=1)
 
 
-def change_map(images: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """Return how strongly images [N,C,H,W] were changed around each pixel: [N,1,H,W]."""
-    return smooth((edited - images).abs().mean(dim=1, keepdim=True), 3)
+def change_map(images: torch.Tensor, edited: torch.Tensor, *, around: int = 3) -> torch.Tensor:
+    """Return how strongly images [N,C,H,W] were changed in a square of `around` pixels (odd) around each: [N,1,H,W]."""
+    return smooth((edited - images).abs().mean(dim=1, keepdim=True), around)
 
 
 def strongest(change: torch.Tensor, shares: torch.Tensor, *, edge: int = 5) -> torch.Tensor:

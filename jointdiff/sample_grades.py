@@ -19,6 +19,7 @@ from jointdiff.model import JointModel
 from jointdiff.referee import Referee
 from jointdiff.reproducibility import generator_for, seed_for
 from jointdiff.showcase import guided_samples
+from jointdiff.spaces import PIXELS, Space
 
 PREFIX = "samples."
 SAMPLES_PER_CLASS = 48  # drawn by each hospital
@@ -34,8 +35,13 @@ def grade_samples(
     hospital_index: int,
     device: torch.device,
     per_class: int = SAMPLES_PER_CLASS,
+    space: Space = PIXELS,
 ) -> dict[str, float]:
     """Draw samples guided to each class and grade them.
+
+    Args:
+        data: The hospital's images, whatever the network sees of them.
+        space: Where the network works.
 
     Returns:
         Flat scalars under `samples.`: num, referee_agreement (share that the referee gives the wanted class), and for
@@ -47,7 +53,7 @@ def grade_samples(
         return {}
     targets = np.repeat(np.arange(config.model.num_outputs), per_class)
     generator = generator_for(config.run.seed, hospital_index, config.run.num_rounds, "sample grades")
-    images = guided_samples(model, config, targets, device=device, generator=generator)
+    images = guided_samples(model, config, targets, device=device, generator=generator, space=space)
     probs = referee.predict(images)
     if config.model.task == "multi-label":
         agreed = probs[np.arange(len(probs)), targets] > 0.5

@@ -15,8 +15,7 @@ import numpy as np
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS
 from jointdiff.data import MULTI_CLASS, UNKNOWN, ImageSet
 from jointdiff.errors import ConfigError, RunError, nearest
-from jointdiff.evaluation import predict
-from jointdiff.explanation import Explanations, explain_scans, gallery_items
+from jointdiff.explanation import Explanations, decoding_grades, explain_scans, gallery_items
 from jointdiff.grading import CHANGE_THRESHOLD, grade
 from jointdiff.scans import read_scans
 from jointdiff.storage import writable, written
@@ -59,12 +58,15 @@ def explain_own_scans(
         _check_undecided(trained, names, images, index)
         targets = np.full(len(images), index, np.int64)
     scans = ImageSet(images, np.full(_label_shape(trained, len(images)), UNKNOWN, np.int64))
-    found = explain_scans(trained.model, scans, trained.config, device=trained.device, targets=targets, method=method)
+    found = explain_scans(
+        trained.model, scans, trained.config, device=trained.device, targets=targets, method=method, space=trained.space
+    )
     found = replace(found, found=found.found & _reached(trained, found))
     grades = grade(
-        images, found.edited, found.probs_before, found.probs_after, found.targets, found=found.found,
+        found.originals, found.edited, found.probs_before, found.probs_after, found.targets, found=found.found,
         seconds_per_image=found.seconds_per_image, task=trained.config.model.task,
     )  # fmt: skip
+    grades |= decoding_grades(trained.model, found, device=trained.device, space=trained.space)
     if len(images) < 2:  # a scan alone is always the nearest to its edit
         grades.pop("identity", None)
     return OwnExplanations(names, found, grades, [_sentence(trained, found, i) for i in range(len(images))])
@@ -145,7 +147,7 @@ def _check_undecided(trained: Trained, names: Sequence[str], images: np.ndarray,
     """Refuse a target that is the decision already; a finding can always be turned over."""
     if trained.config.model.task != MULTI_CLASS:
         return
-    probs = predict(trained.model, images, device=trained.device)
+    probs = trained.predict(images)
     decided = np.flatnonzero(probs.argmax(axis=1) == target)
     if len(decided):
         first = int(decided[0])
@@ -178,7 +180,7 @@ def _sentence(trained: Trained, found: Explanations, index: int) -> str:
     """Say what was decided, what the edit did, and how much of the picture it changed."""
     target = int(found.targets[index])
     before, after = found.probs_before[index], found.probs_after[index]
-    difference = np.abs(found.edited[index].astype(np.int64) - found.scans.images[index]).max(axis=2)
+    difference = np.abs(found.edited[index].astype(np.int64) - found.originals[index]).max(axis=2)
     changed = f"{100 * (difference > CHANGE_THRESHOLD * 255).mean():.1f}% of the picture"
     name = trained.class_names[target]
     decision = trained.decision(before)

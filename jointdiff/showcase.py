@@ -17,6 +17,7 @@ from jointdiff.model import JointModel, model_with, to_uint8
 from jointdiff.reproducibility import SERVER, generator_for
 from jointdiff.sampling import Denoiser, denoiser, guide_input, sample_ddim, sample_ddpm, spaced_timesteps
 from jointdiff.schedule import SCHEDULES
+from jointdiff.spaces import PIXELS, Space
 from jointdiff.views.images import enlarge, grid, write_png
 
 SAMPLES_PER_CLASS = 8
@@ -39,6 +40,7 @@ def guided_samples(
     scale: float = GUIDANCE,
     batch_size: int = 64,
     sampler: str = SAMPLER,
+    space: Space = PIXELS,
 ) -> np.ndarray:
     """Draw one image per wanted class, guided on the input by the model's own classifier.
 
@@ -48,6 +50,7 @@ def guided_samples(
         num_steps: At most so many evaluations of the network for each image.
         scale: Of the guidance; 0 gives unconditional samples.
         sampler: ddim | dpm-solver, on timesteps of their own, both fixed by the first noise | ddpm, which draws more.
+        space: Where the network works; PIXELS gives a latent network's own output.
 
     Returns:
         uint8 [N,H,W,C].
@@ -56,18 +59,18 @@ def guided_samples(
         ValueError: There is no such sampler.
     """
     model.eval()
-    training, size = config.training, config.model.image_size
+    training, size = config.training, config.model.input_size
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
     plain = denoiser(model, alpha_bar, prediction=training.prediction)
     parts = []
     for start in range(0, len(targets), batch_size):
         wanted = torch.as_tensor(targets[start : start + batch_size], device=device)
-        shape = (len(wanted), config.model.channels, size, size)
+        shape = (len(wanted), config.model.input_channels, size, size)
         noise = torch.randn(shape, generator=generator, device=generator.device).to(device)
         log_prob = wanted_log_prob(model, wanted, torch.ones(len(wanted), device=device))
         guided = guide_input(plain, log_prob, alpha_bar, scale=scale) if scale else plain
         parts.append(to_uint8(_sample(sampler, guided, noise, alpha_bar, num_steps, generator)))
-    return np.concatenate(parts)
+    return space.pictures(np.concatenate(parts))
 
 
 def _sample(
@@ -84,7 +87,7 @@ def _sample(
 
 
 def make_samples(
-    tensors: Mapping[str, np.ndarray], config: Config, folder: Path, *, device: torch.device
+    tensors: Mapping[str, np.ndarray], config: Config, folder: Path, *, device: torch.device, space: Space = PIXELS
 ) -> dict[str, Any]:
     """Draw the panel of a run's generator, one row per class, into samples.png of the run's folder.
 
@@ -97,7 +100,7 @@ def make_samples(
     targets = np.repeat(np.arange(config.model.num_outputs), SAMPLES_PER_CLASS)
     generator = generator_for(config.run.seed, SERVER, config.run.num_rounds, "samples")
     images = guided_samples(
-        model_with(config.model, tensors, device), config, targets, device=device, generator=generator
+        model_with(config.model, tensors, device), config, targets, device=device, generator=generator, space=space
     )
     path = write_png(
         folder / "samples.png", grid([enlarge(image, PANEL_SCALE) for image in images], columns=SAMPLES_PER_CLASS)

@@ -14,19 +14,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from jointdiff import storage
+from jointdiff import local_work, storage
 from jointdiff.config import Config, RunConfig
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
-from jointdiff.evaluation import predict
-from jointdiff.head import head_statistics, solved_heads
+from jointdiff.latent_run import space_in
+from jointdiff.local_work import merged, statistics_of
 from jointdiff.model import JointModel
+from jointdiff.networks import Network, build, design_of
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
 from jointdiff.settings import AT_SERVER
-from jointdiff.statistics import ClassificationStatistics
-from jointdiff.training import head_is_solved_after, select_device, train_round
+from jointdiff.spaces import PIXELS, Space, seen_data, seen_images
+from jointdiff.training import select_device
 
 Tensors = dict[str, np.ndarray]
 
@@ -88,7 +89,10 @@ def train_on(
                 num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0,
                 bytes_out=0, table=class_table(data),
             )  # fmt: skip
-            _rounds(config, data, name, index, elsewhere, device, record)
+            space = space_in(folder, config, device)
+            seen, others = seen_data(data, space), [seen_images(images, space) for images in elsewhere]
+            pooled = _rounds(config, seen, name, index, others, device, record)
+            local_work.check_outcome(config, pooled)
             record.finish()
         except BaseException as error:
             record.fail(error)
@@ -99,26 +103,27 @@ def train_on(
 def _rounds(
     config: Config, data: HospitalData, name: str, index: int, elsewhere: Sequence[ImageSet], device: torch.device,
     record: RunRecord,
-) -> None:  # fmt: skip
+) -> dict[str, Any]:  # fmt: skip
+    """Train through all rounds and return the pooled metrics of the last one."""
     run = config.run
     weights: Tensors = initial_weights(config)
     average, state = weights, None
-    model = JointModel(config.model).to(device)
+    model = build(design_of(config)).to(device)
 
     def prepare_head(number: int) -> None:
         nonlocal weights, average
-        if head_is_solved_after(number, config):
+        if local_work.sums_are_merged_after(number, config):
             _load(model, average)
-            for head in solved_heads(partial(head_statistics, model, data, config, device), number, config):
-                model.load_state_dict(head, strict=False)
-                solved = {k: v.numpy() for k, v in head.items()}
+            for found in local_work.solved(partial(local_work.sums_of, model, data, config, device), number, config):
+                model.load_state_dict(found, strict=False)
+                solved = {k: v.numpy() for k, v in found.items()}
                 weights, average = {**weights, **solved}, {**average, **solved}
 
     prepare_head(0)
     for number in range(1, run.num_rounds + 1):
         record.event("round_started", round=number, num_rounds=run.num_rounds, hospitals=[name])
         _load(model, weights)
-        metrics, state = train_round(
+        metrics, state = local_work.train(
             model, data, config, round_number=number, hospital_index=index, device=device, state=state
         )
         weights = {k: v.detach().cpu().numpy().copy() for k, v in model.state_dict().items()}
@@ -127,27 +132,23 @@ def _rounds(
         prepare_head(number)
         _load(model, average)
         own = statistics_of(model, data.test, config, device)
-        heldout = statistics_of(model, data.heldout, config, device).finish()["auc"] if data.heldout else None
-        pooled = own.merge(statistics_of(model, images, config, device) for images in elsewhere).finish()
+        heldout = statistics_of(model, data.heldout, config, device).finish().get("auc") if data.heldout else None
+        pooled = merged([own, *(statistics_of(model, images, config, device) for images in elsewhere)]).finish()
         record.event("evaluated", round=number, pooled=pooled, hospitals={name: own.finish()}, heldout_auc=heldout)
         record.save_round(average, round_number=number, heldout_auc=heldout)
+    return pooled
 
 
-def _load(model: JointModel, tensors: Tensors) -> None:
+def _load(model: Network, tensors: Tensors) -> None:
     model.load_state_dict({k: torch.from_numpy(np.asarray(v)) for k, v in tensors.items()})
 
 
-def statistics_of(
-    model: JointModel, images: ImageSet, config: Config, device: torch.device
-) -> ClassificationStatistics:  # fmt: skip
-    """Return how a model classifies images with labels, ready to be merged or finished."""
-    probs = predict(model, images.images, device=device)
-    return ClassificationStatistics.from_predictions(probs, images.labels, task=config.model.task)
-
-
-def evaluate_checkpoint(model: JointModel, config: Config, device: torch.device) -> dict[str, Any]:
+def evaluate_checkpoint(
+    model: JointModel, config: Config, device: torch.device, *, space: Space = PIXELS
+) -> dict[str, Any]:
     """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
-    first, *others = (
-        statistics_of(model, hospital_data(config.run, k).test, config, device) for k in range(config.run.num_hospitals)
-    )
-    return first.merge(others).finish()
+    parts = [
+        statistics_of(model, seen_images(hospital_data(config.run, k).test, space), config, device)
+        for k in range(config.run.num_hospitals)
+    ]
+    return merged(parts).finish()

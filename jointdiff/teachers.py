@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from jointdiff.augment import weak_view
+from jointdiff.augment import views_of
 from jointdiff.config import TrainingConfig
 from jointdiff.model import JointModel
 
@@ -39,11 +39,12 @@ class Local:
 
     def __init__(self, model: JointModel) -> None:
         self._model = model
+        self._weak_view = views_of(latent=model.config.latent).weak
 
     @torch.no_grad()
     def probs(self, x: torch.Tensor, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what the model says of weak views."""
-        return self._model.probabilities(self._model.classify(weak_view(x, generator)))
+        return self._model.probabilities(self._model.classify(self._weak_view(x, generator)))
 
     def follow(self) -> None:
         """Do nothing: the voice is the model."""
@@ -77,13 +78,14 @@ class LocalAverage:
 
     def __init__(self, model: JointModel, decay: float) -> None:
         self._model = model
+        self._weak_view = views_of(latent=model.config.latent).weak
         self._average = copy.deepcopy(model).to(memory_format=torch.channels_last).requires_grad_(False).eval()
         self._move = get_ema_multi_avg_fn(decay)
 
     @torch.no_grad()
     def probs(self, x: torch.Tensor, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return what the average says of weak views."""
-        return self._average.probabilities(self._average.classify(weak_view(x, generator)))
+        return self._average.probabilities(self._average.classify(self._weak_view(x, generator)))
 
     def follow(self) -> None:
         """Move the average towards the model."""

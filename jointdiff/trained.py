@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from jointdiff import checkpoint
 from jointdiff.config import Config, parse_run_config
 from jointdiff.data import info_of
 from jointdiff.errors import CheckpointError, JointDiffError
+from jointdiff.evaluation import predict
+from jointdiff.latent_run import space_of_checkpoint
 from jointdiff.model import JointModel
+from jointdiff.networks import check_joint
+from jointdiff.spaces import PIXELS, Space
 from jointdiff.training import select_device
 
 
@@ -24,6 +29,11 @@ class Trained:
     model: JointModel
     config: Config
     device: torch.device
+    space: Space = PIXELS
+
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the probabilities of uint8 images [N,H,W,C]: float32 [N,K]."""
+        return predict(self.model, images, device=self.device, space=self.space)
 
     @cached_property
     def class_names(self) -> tuple[str, ...]:
@@ -96,8 +106,10 @@ def open_trained(path: Path | str, *, device: str = "auto") -> Trained:
         ConfigError: There is no such device.
     """
     place = select_device(parse_run_config({"device": device}).device)
-    config = checkpoint.load(path).config
+    loaded = checkpoint.load(path)
+    config = loaded.config
+    check_joint(config, path)
     with torch.random.fork_rng(devices=[]):  # the first weights are overwritten: their draw must leave no trace
         model = JointModel(config.model)
     checkpoint.load_into(model, path)
-    return Trained(model.to(place).eval(), config, place)
+    return Trained(model.to(place).eval(), config, place, space_of_checkpoint(loaded, place))

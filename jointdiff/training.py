@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from jointdiff.aggregation_rules import has_own_head
+from jointdiff.augment import views_of
 from jointdiff.batches import Batches
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import UNKNOWN, ImageSet
@@ -114,6 +115,7 @@ def train_round(
     generator = generator_for(run.seed, hospital_index, round_number, "training", device)
     truth = torch.as_tensor(data.hidden_labels, device=device)
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
+    views = views_of(latent=config.model.latent)
     labeller = None
     if weights.pseudo and not data.train.labelled.all():
         labeller = PseudoLabeller(model, data.train, config, state=state, device=device)
@@ -137,7 +139,7 @@ def train_round(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with speed.precision():
-            batch = draw_step(step, batches, labeller, training, alpha_bar, truth, generator)
+            batch = draw_step(step, batches, labeller, training, alpha_bar, truth, generator, views)
         terms = {"loss": zero}
         if not batch.is_empty:
             optimizer.zero_grad(set_to_none=True)

@@ -12,6 +12,7 @@ from jointdiff.grading import merge_grades
 from jointdiff.record import RunRecord
 from jointdiff.sample_grades import PREFIX, merge_sample_grades
 from jointdiff.showcase import make_samples
+from jointdiff.spaces import Space
 from jointdiff.training import select_device
 from server.questions import Questions
 from server.slices import Tensors
@@ -19,7 +20,7 @@ from server.slices import Tensors
 
 def show(
     weights: Tensors, info: DatasetInfo, config: Config, *, questions: Questions, record: RunRecord,
-    hospitals: Sequence[str], allow_samples: Collection[str], round_number: int,
+    hospitals: Sequence[str], allow_samples: Collection[str], round_number: int, space: Space,
 ) -> None:  # fmt: skip
     """Explain and draw with these weights, unless `explain` is 0.
 
@@ -29,6 +30,7 @@ def show(
         hospitals: All of the run, by name.
         allow_samples: Those that let the server draw samples.
         round_number: The last round.
+        space: Where the network works.
     """
     if not config.run.explain or not config.training.diffusion_weight:
         return
@@ -36,7 +38,7 @@ def show(
         grades = {reply.hospital: reply.report.metrics for reply in answers.good}
     _explained(grades, record)
     against = [name for name in hospitals if name not in allow_samples] if info.real else []
-    _sampled(weights, merge_sample_grades(grades.values(), info.class_names), config, record, against)
+    _sampled(weights, merge_sample_grades(grades.values(), info.class_names), config, record, against, space)
 
 
 def _explained(grades: Mapping[str, Mapping[str, float]], record: RunRecord) -> None:
@@ -48,8 +50,9 @@ def _explained(grades: Mapping[str, Mapping[str, float]], record: RunRecord) -> 
 
 
 def _sampled(
-    weights: Tensors, grades: Mapping[str, Any], config: Config, record: RunRecord, against: Sequence[str]
-) -> None:
+    weights: Tensors, grades: Mapping[str, Any], config: Config, record: RunRecord, against: Sequence[str],
+    space: Space,
+) -> None:  # fmt: skip
     """Draw samples, unless they could be copies of patients and a hospital does not allow it."""
     if against:
         reason = (
@@ -58,5 +61,5 @@ def _sampled(
         )
         record.event("sampled", path="", per_class=0, metrics=dict(grades), reason=reason)
         return
-    samples = make_samples(weights, config, record.folder, device=select_device(config.run.device))
+    samples = make_samples(weights, config, record.folder, device=select_device(config.run.device), space=space)
     record.event("sampled", **{**samples, "metrics": dict(grades)})

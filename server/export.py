@@ -6,7 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from jointdiff import checkpoint
-from jointdiff.config import Config
+from jointdiff.config import Config, trains_autoencoder
+from jointdiff.errors import RunError
+from jointdiff.latents import FrozenAutoencoder
 from jointdiff.storage import write_atomic
 from jointdiff.views.model_card import model_card
 from jointdiff.views.model_card_data import data_name
@@ -18,6 +20,8 @@ KINDS = ("best", "last")
 def export(run_folder: Path, kind: str, output: Path, card: Path | None = None) -> Path:
     """Write the checkpoint to `output`, with the card under the key `model_card` of its header; return `output`.
 
+    An autoencoder is written frozen, with its scale and fingerprint, as `FrozenAutoencoder` reads it.
+
     Args:
         kind: best | last.
         card: Where the card goes as a Markdown file of its own too; None = nowhere.
@@ -27,6 +31,10 @@ def export(run_folder: Path, kind: str, output: Path, card: Path | None = None) 
         RunError: The folder holds no run.
     """
     source = run_folder / "checkpoints" / f"{kind}.safetensors"
+    if trains_autoencoder(checkpoint.load(source).config):
+        if card is not None:
+            raise RunError("An autoencoder decides nothing, so there is no model card of it: leave --card out.")
+        return FrozenAutoencoder.load(source).save(output)
     # Weights before events: a run that goes on has told of every round that it has saved.
     loaded = checkpoint.load(source)
     config = without_folders(loaded.config)
@@ -47,8 +55,15 @@ def without_folders(config: Config) -> Config:
         sites_home="",
         model=_file_name(config.run.model),
         preset=_file_name(config.run.preset),
+        autoencoder=_file_name(config.run.autoencoder),
     )
-    return replace(config, run=run, model=replace(config.model, name=_file_name(config.model.name)))
+    encoder = config.autoencoder
+    return replace(
+        config,
+        run=run,
+        model=replace(config.model, name=_file_name(config.model.name)),
+        autoencoder=encoder and replace(encoder, name=_file_name(encoder.name)),
+    )
 
 
 def _file_name(name: str) -> str:

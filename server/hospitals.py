@@ -25,6 +25,7 @@ from server.patience import patiently
 from server.replies import Reply, failure, num_bytes, pack, read_reply
 
 MESSAGE_TYPES = {
+    protocol.AUTOENCODER: "query.autoencoder",
     protocol.DESCRIBE: "query.describe",
     protocol.TRAIN: "train",
     protocol.HEAD: "query.head",

@@ -22,8 +22,10 @@ from jointdiff.model import model_with
 from jointdiff.record import RunRecord
 from jointdiff.reproducibility import SERVER
 from jointdiff.settings import AT_SERVER
+from jointdiff.spaces import seen_data
 from jointdiff.statistics import ClassificationStatistics
 from jointdiff.training import select_device, term_weights, train_round
+from server.autoencoder import SharedAutoencoder
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -31,14 +33,14 @@ Tensors = Mapping[str, np.ndarray]
 class LabelledSet:
     """The images, and the state of the training on them."""
 
-    def __init__(self, config: Config, record: RunRecord) -> None:
-        """Load the images.
+    def __init__(self, config: Config, record: RunRecord, autoencoder: SharedAutoencoder) -> None:
+        """Load the images, as the network sees them.
 
         Raises:
             ConfigError, DataError: There are none, or they do not fit the run.
         """
         run = config.run
-        self._data = server_data(run)
+        self._data = seen_data(server_data(run), autoencoder.space)
         self._num_steps = run.local_steps if run.server_steps < 0 else run.server_steps
         # The learning rate falls over all of the server's steps as it does over a hospital's.
         self._config = replace(config, run=replace(run, local_steps=max(1, self._num_steps)))
@@ -47,9 +49,9 @@ class LabelledSet:
         self.state: Tensors = {}  # of the optimiser, after the last round; what a resumed run goes on from
 
     @classmethod
-    def of(cls, config: Config, record: RunRecord) -> LabelledSet | None:
+    def of(cls, config: Config, record: RunRecord, autoencoder: SharedAutoencoder) -> LabelledSet | None:
         """Return the server's images, None where it has none of its own."""
-        return cls(config, record) if config.run.label_split == AT_SERVER else None
+        return cls(config, record, autoencoder) if config.run.label_split == AT_SERVER else None
 
     def introduce(self) -> None:
         """Say in the events what there is."""

@@ -29,7 +29,12 @@ Tensors = Mapping[str, np.ndarray]
 Check = Callable[[Reply, Tensors], None]
 CheckAll = Callable[[Sequence[Reply], Spool], Mapping[str, str]]
 BACKOFF_S = 2.0  # before the first repetition; doubled for each further one
-_ASKED = {protocol.KEYS: "show keys", protocol.SHARES: "deal shares", protocol.UNMASK: "help to unmask the sum"}
+_ASKED = {
+    protocol.AUTOENCODER: "keep the autoencoder",
+    protocol.KEYS: "show keys",
+    protocol.SHARES: "deal shares",
+    protocol.UNMASK: "help to unmask the sum",
+}
 _DONE = {"ok": "hospital_replied", "failed": "hospital_failed", "refused": "hospital_refused"}
 
 

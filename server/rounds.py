@@ -15,18 +15,18 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from jointdiff import protocol, storage
-from jointdiff.config import Config, RunConfig
+from jointdiff import local_work, protocol, storage
+from jointdiff.config import Config, RunConfig, trains_autoencoder
 from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
-from jointdiff.head import public_head, solved_heads
-from jointdiff.head_sums import add_sums, no_head_sums
-from jointdiff.model import model_with
+from jointdiff.head_sums import add_sums
+from jointdiff.networks import network_with
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
-from jointdiff.training import head_is_solved_after, select_device
+from jointdiff.training import select_device
 from server.aggregation import WeightedSum, weighted_means
+from server.autoencoder import SharedAutoencoder
 from server.deployment.admission import admitted
 from server.ending import show
 from server.exchange import Exchange
@@ -68,6 +68,7 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
             federation.begin(state)
             while federation.round_number < config.run.num_rounds:
                 federation.next_round()
+            local_work.check_outcome(config, record.last_pooled)
             federation.show(info)
             record.finish()
         except BaseException as error:
@@ -113,7 +114,8 @@ class Federation:
         self.weights = initial_weights(config)  # what the hospitals train on
         self.average = self.weights  # the server's EMA: what is evaluated, explained and saved
         self.moments = initial_moments(config.run.strategy, self.weights)  # of the server's optimiser
-        self.labelled_set = LabelledSet.of(config, record)  # the server's own, mostly none
+        self.autoencoder = SharedAutoencoder(config, record.folder, names)
+        self.labelled_set = LabelledSet.of(config, record, self.autoencoder)  # the server's own, mostly none
         self._undescribed = names
         self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
 
@@ -135,6 +137,7 @@ class Federation:
 
     def describe(self, number: int = 0, *, minimum: int = 0) -> None:
         """Ask the hospitals that have not said yet who they are: at the start all, later those that join."""
+        self.autoencoder.give(self.questions, number, minimum=minimum)
         if self._undescribed:
             with self.questions.ask(protocol.DESCRIBE, number, {}, minimum=minimum, only=self._undescribed) as answers:
                 known = {reply.hospital for reply in answers.good}
@@ -171,6 +174,7 @@ class Federation:
             hospitals=self.hospitals.names,
             allow_samples=self._allow_samples,
             round_number=self.round_number,
+            space=self.autoencoder.space,
         )
 
     def _train(self, number: int, asked: Sequence[str]) -> None:
@@ -215,6 +219,7 @@ class Federation:
             check_all=lambda replies, spool: outliers(replies, spool, reference),
         ) as answers:
             self.exchange.note(answers.lost)
+            self.autoencoder.note(answers.lost)
             merged, self.moments = merge(
                 answers.good, answers.spool, self.config.run, weights=reference, moments=self.moments
             )
@@ -222,15 +227,15 @@ class Federation:
             return answers.good
 
     def prepare_head(self, number: int) -> None:
-        """Solve or standardise the head on the hospitals' sums over the average's features; both models get it."""
-        if not head_is_solved_after(number, self.config):
+        """Solve the head, or scale the latents, on the hospitals' sums over the average's; both models get it."""
+        if not local_work.sums_are_merged_after(number, self.config):
             return
         if self.config.private:  # no sums over a site's features leave it: synthetic scans stand in
             if not self.config.run.initial_weights:  # which bring their own standardisation
                 self._take_head(self._public_head())
             return
-        for head in solved_heads(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
-            self._take_head(head)
+        for found in local_work.solved(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
+            self._take_head(found)
 
     def _all_head_sums(self, number: int, *, pseudo: bool) -> Tensors:
         """Return the hospitals' sums, and with them those of the server's own labelled set."""
@@ -239,7 +244,7 @@ class Federation:
 
     def _head_sums(self, number: int, *, pseudo: bool) -> Tensors:
         """Return the hospitals' sums over the features of their labelled images, or of those that the head labels."""
-        like = no_head_sums(self.config, num_features=len(self.weights["head.mean"]))
+        like = local_work.no_sums(self.config, {name: array.shape for name, array in self.weights.items()})
         sent, told = self.exchange.for_head(self.average, like), protocol.head_payload(pseudo=pseudo)
         if self.secure_sums:
             return self.secure_sums.head_sums(number, sent, like, told)
@@ -258,7 +263,8 @@ class Federation:
 
     def _public_head(self) -> dict[str, torch.Tensor]:
         device = select_device(self.config.run.device)
-        return public_head(model_with(self.config.model, self.average, device), self.config, device)
+        model = network_with(self.config, self.average, device)
+        return local_work.solved_in_public(model, self.config, device, space=self.autoencoder.space)
 
     def _take_head(self, solved: Mapping[str, torch.Tensor]) -> None:
         """Put the head's tensors into both models, unless they are nonsense."""
@@ -266,13 +272,14 @@ class Federation:
         try:
             check_update(head, like={name: self.weights[name] for name in head})
         except ValueError as error:
-            raise RunError(f"The classifier head cannot be solved from the hospitals' sums: {error}.") from None
+            what = "scale of the latents" if trains_autoencoder(self.config) else "classifier head"
+            raise RunError(f"The {what} cannot be solved from the hospitals' sums: {error}.") from None
         self.weights = {**self.weights, **head}
         self.average = {**self.average, **head}
 
     def _evaluate(self, number: int) -> float | None:
         """Evaluate the average at every hospital; return the AUC on held-out kept labels, None where there are none."""
-        scores = Scores(self.config.model)
+        scores = Scores(self.config)
         with self.questions.ask(
             protocol.EVALUATE,
             number,
@@ -284,7 +291,7 @@ class Federation:
         if self.labelled_set and (held_out := self.labelled_set.heldout(self.average)):
             scores.add_heldout(SERVER, held_out)
         heldout = scores.pooled(HELDOUT)
-        heldout_auc = heldout["auc"] if heldout else None
+        heldout_auc = heldout.get("auc") if heldout else None
         withheld = {"withheld": scores.withheld} if scores.withheld else {}
         self.record.event(
             "evaluated", round=number, pooled=scores.pooled(), hospitals=scores.by_hospital(), heldout_auc=heldout_auc,

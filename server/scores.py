@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jointdiff.config import ModelConfig
+from jointdiff.config import Config, trains_autoencoder
+from jointdiff.local_work import Statistics, merged
+from jointdiff.reconstruction import ReconstructionStatistics
 from jointdiff.score_histogram import NUM_BINS
 from jointdiff.statistics import COARSE_BINS, ClassificationStatistics
 
@@ -20,10 +22,11 @@ SERVER = "the server"  # holds labels too where it has images of its own; a hosp
 class Scores:
     """Statistics by hospital. Counts merge exactly, so the pooled metrics are never an average of averages."""
 
-    def __init__(self, model: ModelConfig) -> None:
-        self._model = model
+    def __init__(self, config: Config) -> None:
+        self._model = config.model
+        self._kind = ReconstructionStatistics if trains_autoencoder(config) else ClassificationStatistics
         self.withheld: dict[str, list[str]] = {}  # hospital -> what it holds back
-        self._found: dict[str, dict[str, ClassificationStatistics]] = {part: {} for part in PARTS}
+        self._found: dict[str, dict[str, Statistics]] = {part: {} for part in PARTS}
 
     def add(self, hospital: str, arrays: Mapping[str, np.ndarray], withheld: Sequence[str] = ()) -> None:
         """Read one hospital's arrays, named `<part>.<statistic>`.
@@ -40,8 +43,10 @@ class Scores:
             groups.setdefault(part, {})[rest] = array
         if (TEST not in groups and TEST not in withheld) or not groups.keys() <= set(PARTS):
             raise ValueError(f"statistics of {sorted(groups)} came, not of {TEST}")
-        found = {part: ClassificationStatistics.from_arrays(group) for part, group in groups.items()}
+        found: dict[str, Statistics] = {part: self._kind.from_arrays(group) for part, group in groups.items()}
         for statistics in found.values():
+            if isinstance(statistics, ReconstructionStatistics):
+                continue
             if (statistics.task, statistics.num_outputs) != (self._model.task, self._model.num_outputs):
                 raise ValueError(f"statistics of a {statistics.task} task with {statistics.num_outputs} outputs came")
             if statistics.num_bins not in (NUM_BINS, COARSE_BINS):
@@ -52,7 +57,7 @@ class Scores:
         if names:
             self.withheld[hospital] = names
 
-    def add_heldout(self, holder: str, statistics: ClassificationStatistics) -> None:
+    def add_heldout(self, holder: str, statistics: Statistics) -> None:
         """Count held-out labels of somebody who has no share of the evaluation split."""
         self._found[HELDOUT][holder] = statistics
 
@@ -61,9 +66,10 @@ class Scores:
 
         Where one hospital counts scores in coarse bins, all are counted in these.
         """
-        num_bins = min((statistics.num_bins for statistics in self._found[part].values()), default=NUM_BINS)
-        found = [statistics.coarser(num_bins) for statistics in self._found[part].values()]
-        return found[0].merge(found[1:]).finish() if found else None
+        found = list(self._found[part].values())
+        num_bins = min((s.num_bins for s in found if isinstance(s, ClassificationStatistics)), default=NUM_BINS)
+        alike = [s.coarser(num_bins) if isinstance(s, ClassificationStatistics) else s for s in found]
+        return merged(alike).finish() if alike else None
 
     def by_hospital(self, part: str = TEST) -> dict[str, dict[str, Any]]:
         """Return each hospital's own metrics."""

@@ -70,6 +70,11 @@ def open_run(folder: Path, *, split: str, device: torch.device) -> Run:
     with torch.random.fork_rng(devices=[]):
         model = JointModel(config.model)
     checkpoint.load_into(model, path)
+    if config.model.latent:
+        raise CheckpointError(
+            f"{path} works on latents of an autoencoder, and these tables edit pixels: the grades of a latent run's "
+            "edits are in its report, and `jointdiff explain` makes them again."
+        )
     if not config.training.diffusion_weight:
         raise CheckpointError(
             f"{path} was trained without the denoising loss (method {config.run.method}), so it cannot edit scans: "

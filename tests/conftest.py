@@ -78,6 +78,31 @@ def tiny_run(tiny_files: Path, tmp_path: Path) -> Callable[..., RunConfig]:
 
 
 @pytest.fixture
+def tiny_autoencoder(tiny_files: Path, tmp_path: Path) -> Callable[..., str]:
+    """A function that writes a frozen autoencoder of the tiny federation's images: untrained, measured, by its seed."""
+
+    def make(seed: int = 0, *, size: int = TINY_SIZE, channels: int = 1) -> str:
+        import torch
+
+        from jointdiff.autoencoder import Autoencoder
+        from jointdiff.autoencoder_config import AutoencoderConfig
+        from jointdiff.latents import FrozenAutoencoder, LatentScale, latent_sums
+        from jointdiff.model import to_network
+
+        with np.load(tiny_files / "data.npz") as file:
+            images = np.repeat(file["train_images"][:, :size, :size, None], channels, axis=3)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed)
+            config = AutoencoderConfig(name="tiny", channels=channels, image_size=size, widths=(8,), num_blocks=1)
+            network = Autoencoder(config)
+            sums = latent_sums(network.encode(to_network(images))[0])
+        frozen = FrozenAutoencoder(network, LatentScale.from_sums(sums))
+        return str(frozen.save(tmp_path / f"autoencoder-{seed}-{size}-{channels}.safetensors"))
+
+    return make
+
+
+@pytest.fixture
 def quick_referee(monkeypatch: pytest.MonkeyPatch) -> None:
     """The referee of explanations and samples is trained for two steps: its word is worth nothing, but it is quick."""
     from jointdiff.referee import train_referee

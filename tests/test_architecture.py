@@ -32,6 +32,10 @@ PURE = (
     "quorum",
     "regions",
     "paired",
+    "autoencoder_config",
+    "autoencoder",
+    "latent_scale",
+    "reconstruction",
 )
 # As pure, but they are handed the network and may name its type.
 ON_A_MODEL = ("sampling", "edit_task", "single_pass", "region_search", "counterfactual")

@@ -1,7 +1,19 @@
 import pytest
 import torch
 
-from jointdiff.augment import cutout, recolour, strong_view, warp, weak_view
+from jointdiff.augment import (
+    LATENT_VIEWS,
+    PIXEL_VIEWS,
+    cutout,
+    moved,
+    noisy,
+    recolour,
+    rescaled,
+    strong_view,
+    views_of,
+    warp,
+    weak_view,
+)
 
 
 def generator(seed=0):
@@ -51,3 +63,34 @@ def test_cutout_covers_one_square_with_the_mean():
     out = cutout(x, generator(2), share=0.5)
     changed = (out != x).float().mean(dim=(1, 2, 3))
     assert changed.max() <= 0.5**2 + 0.05 and changed.max() > 0
+
+
+@pytest.mark.parametrize("view", LATENT_VIEWS)
+def test_views_of_latents_repeat_with_the_seed_and_differ_from_latent_to_latent(view):
+    one = torch.randn(1, 4, 16, 16, generator=generator()) / 3
+    x = one.expand(32, -1, -1, -1)
+    out = view(x, generator(1))
+    assert out.shape == x.shape and out.isfinite().all()
+    assert torch.equal(out, view(x, generator(1))) and not torch.equal(out, view(x, generator(2)))
+    assert len(torch.unique(out.flatten(1), dim=0)) > 6
+
+
+def test_latents_move_by_whole_positions_and_are_never_mirrored():
+    x = torch.randn(1, 4, 16, 16, generator=generator())
+    out = moved(x.expand(64, -1, -1, -1), generator(3), shift=0.06)
+    assert torch.isin(out, x).all()  # no value lies between two of the latent's own
+    inner, shifts = (slice(None), slice(2, -2), slice(2, -2)), [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    rolled = {shift: torch.roll(x[0], shift, (1, 2))[inner] for shift in shifts}
+    found = [[shift for shift, part in rolled.items() if torch.equal(latent[inner], part)] for latent in out]
+    assert all(len(shift) == 1 for shift in found) and len({shift[0] for shift in found}) == 9
+
+
+def test_rescaling_and_noise_of_latents_by_nothing_are_the_identity():
+    x = torch.randn(2, 4, 8, 8, generator=generator())
+    assert torch.equal(rescaled(x, generator(), strength=0), x) and torch.equal(noisy(x, generator(), most=0), x)
+    assert 0 < float((noisy(x, generator(), most=0.3) - x).std()) < 0.3
+
+
+def test_a_network_gets_the_views_of_what_it_sees():
+    assert views_of(latent=False) is PIXEL_VIEWS and (weak_view, strong_view) == PIXEL_VIEWS
+    assert views_of(latent=True) is LATENT_VIEWS

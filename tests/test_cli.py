@@ -319,7 +319,7 @@ def test_ctrl_c_ends_the_run_with_130_and_says_so_in_its_diary(keys, tmp_path, c
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("jointdiff.standalone.train_round", interrupted)
+    monkeypatch.setattr("jointdiff.local_work.train", interrupted)
     assert main(["train", *pairs(keys, home=tmp_path, run_name="stopped")]) == 130
     assert capsys.readouterr().err == "stopped by SIGINT.\n"
     last = read_events(tmp_path / "runs" / "stopped" / "events.jsonl")[-1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from jointdiff.data import load_dataset
 from jointdiff.fidelity import FeatureNet, KidResult, kid
@@ -115,3 +116,22 @@ def test_wrong_features_are_refused() -> None:
     for a, b, message in cases:
         with pytest.raises(ValueError, match=message):
             kid(a, b)
+
+
+def test_maps_carry_gradients_and_are_those_of_the_features() -> None:
+    net, images = FeatureNet(1), np.random.default_rng(0).integers(0, 256, (2, 32, 32, 1), np.uint8)
+    x = (torch.from_numpy(images.transpose(0, 3, 1, 2)).float() / 127.5 - 1).requires_grad_(True)
+    maps = net.maps(x)
+    assert [tuple(m.shape[1:]) for m in maps] == [(16, 32, 32), (32, 16, 16), (64, 8, 8), (96, 4, 4)]
+    sum(m.sum() for m in maps).backward()
+    assert x.grad is not None and x.grad.abs().min(dim=0).values.count_nonzero() > 900
+    layers = net._layers_for((32, 32))
+    pooled = torch.cat([torch.cat([m.mean((2, 3)), m.std((2, 3), correction=0)], dim=1) for m in maps], dim=1)
+    z = (pooled.detach() - torch.cat([k.mean for k in layers[1:]])) / torch.cat([k.deviation for k in layers[1:]])
+    assert np.allclose((z / (1 + z.abs() / 4)).numpy(), net.features(images)[:, 2:], atol=1e-4)
+
+
+def test_maps_of_large_images_need_no_filters_of_their_own() -> None:
+    net = FeatureNet(1)
+    assert net.maps(torch.zeros(1, 1, 128, 96))[0].shape == (1, 16, 128, 96)
+    assert set(net._layers) == {(64, 64, "cpu")}

@@ -102,7 +102,7 @@ def test_a_failure_is_the_last_event_and_reaches_the_caller(tiny_run, monkeypatc
     def fail(*_, **__):
         raise RunError("the power is out")
 
-    monkeypatch.setattr("jointdiff.standalone.train_round", fail)
+    monkeypatch.setattr("jointdiff.local_work.train", fail)
     run = tiny_run(num_hospitals=1)
     with pytest.raises(RunError, match="power"):
         train_alone(run)

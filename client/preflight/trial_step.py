@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from jointdiff import local_work
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, info_of
 from jointdiff.data.base import UNKNOWN
 from jointdiff.errors import DeviceMemoryError, JointDiffError
-from jointdiff.model import JointModel
-from jointdiff.training import select_device, train_round
+from jointdiff.networks import build, design_of
+from jointdiff.training import select_device
 
 
 def measure(config: Config, device_name: str) -> dict[str, Any]:
@@ -34,9 +35,9 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
         run = replace(config.run, local_steps=1)
         config = replace(config, run=run)
         with torch.random.fork_rng(devices=[]):
-            model = JointModel(config.model).to(device)
+            model = build(design_of(config)).to(device)
         began = time.perf_counter()
-        told, _ = train_round(
+        told, _ = local_work.train(
             model, random_data(config), config, round_number=run.num_rounds, hospital_index=0, device=device, state=None
         )  # fmt: skip
         seconds = time.perf_counter() - began
@@ -50,10 +51,10 @@ def measure(config: Config, device_name: str) -> dict[str, Any]:
 
 
 def random_data(config: Config) -> HospitalData:
-    """Return random images of the shape that is asked, half of them labelled."""
+    """Return random images, or latents, of the shape that the network sees, half of them labelled."""
     model, rng = config.model, np.random.default_rng(0)
     count = 2 * config.run.batch_size
-    images = rng.integers(0, 256, (count, model.image_size, model.image_size, model.channels), dtype=np.uint8)
+    images = rng.integers(0, 256, (count, model.input_size, model.input_size, model.input_channels), dtype=np.uint8)
     if model.task == "multi-label":
         truth = rng.integers(0, 2, (count, model.num_outputs))
     else:

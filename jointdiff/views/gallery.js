@@ -39,7 +39,8 @@
 
   /* Lays the scan over its edit, under a slider that the browser itself makes work by mouse, touch and keyboard. */
   function compare(node, order) {
-    const [before, after] = ["scan", "counterfactual"].map((kind) => node.querySelector(`.${kind}`));
+    const decoded = node.querySelector(".decoded");
+    const [before, after] = [decoded ?? node.querySelector(".scan"), node.querySelector(".counterfactual")];
     const over = before.querySelector("img");
     over.classList.add("over");
     const box = element("div", { class: "compare" });
@@ -48,7 +49,7 @@
     });
     box.append(after.querySelector("img"), over, element("span", { class: "line" }), slider);
     const caption = element("figcaption");
-    caption.append(element("span", {}, "◀ Scan"), element("span", {}, "Edited ▶"));
+    caption.append(element("span", {}, decoded ? "◀ Decoded scan" : "◀ Scan"), element("span", {}, "Edited ▶"));
     after.replaceChildren(box, caption);
     after.className = "comparison";
     before.remove();

@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 from jointdiff.trust import Level, Trust
 from jointdiff.views.format import number
-from jointdiff.views.gallery_item import Record, Task
+from jointdiff.views.gallery_item import DECODED, Record, Task
 from jointdiff.views.gallery_store import FULL_SCALE
 from jointdiff.views.labels import class_name
 from jointdiff.views.markup import Html, element
 
 GRADES: dict[Level, str] = {"trust": "Trust", "caution": "Caution", "none": "No trust"}
 NUM_PROBS = 4  # rows of probabilities at most; the target's is always one of them
-_CAPTIONS = {"scan": "Scan", "counterfactual": "Edited", "difference": "What changed"}
+_CAPTIONS = {"scan": "Scan", DECODED: "Decoded scan", "counterfactual": "Edited", "difference": "What changed"}
 
 
 def card(record: Record, class_names: Sequence[str], page: Trust, task: Task) -> Html:
@@ -28,7 +28,7 @@ def card(record: Record, class_names: Sequence[str], page: Trust, task: Task) ->
         "li",
         element("div", element("h3", element("a", f"Scan {record.index}", href=f"#{anchor}"), name), chip(trust.level),
                 class_="head"),
-        element("div", [_picture(record, kind) for kind in _CAPTIONS], class_="views"),
+        element("div", [_picture(record, kind) for kind in _CAPTIONS if kind in record.kinds], class_="views"),
         _decision(record, class_names, task),
         _probabilities(record, class_names),
         element("p", trust.reason, class_="why"),

@@ -19,6 +19,7 @@ from jointdiff.views.format import is_number
 
 Task = Literal["multi-class", "multi-label"]
 KINDS = ("scan", "counterfactual", "difference")  # the pictures of an item
+DECODED = "decoded"  # one more, of a latent run: what the autoencoder makes of the scan, which is what was edited
 _LOOK = "1"  # another number where pictures of the same item come to look different
 
 
@@ -38,6 +39,12 @@ class GalleryItem:
     identity: bool | None = None  # its own scan is the nearest of all originals; None = not known
     survives: bool | None = None  # the new decision holds on slightly different views; None = not known
     key: str | None = None  # of what was explained, by which model and how: Resume gives the item back by it
+    decoded: np.ndarray | None = None  # uint8 [H,W,C], of a latent run: the edit is compared with it, not with the scan
+
+    @property
+    def original(self) -> np.ndarray:
+        """What the edit is compared with."""
+        return self.scan if self.decoded is None else self.decoded
 
 
 @dataclass(frozen=True)
@@ -61,9 +68,15 @@ class Record:
     width: int
     fingerprint: str  # of the pictures
     key: str | None  # of GalleryItem, as a digest: it may hold a file's name
+    decoded: bool = False  # whether the decoded scan is shown beside the scan
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The pictures that there are."""
+        return (*KINDS, DECODED) if self.decoded else KINDS
 
     def picture(self, kind: str) -> str:
-        """Return the file name of one of KINDS."""
+        """Return the file name of one of `kinds`."""
         return f"{self.index:04d}-{kind}.png"
 
     def to_json(self) -> dict[str, Any]:
@@ -88,7 +101,7 @@ class Record:
         entry: dict[str, Any] = {
             "index": self.index, "label": self.label, "target": self.target, "found": self.found, "score": self.score,
             "probs_before": self.probs_before, "probs_after": self.probs_after,
-            **{kind: self.picture(kind) for kind in KINDS},
+            **{kind: self.picture(kind) for kind in self.kinds},
             "decided": self.decided, "error": self.error, "confidence_gain": self.gain,
             "changed_share": self.changed_share, "trust": {"level": trust.level, "reason": trust.reason},
         }  # fmt: skip
@@ -119,7 +132,7 @@ def record_of(item: GalleryItem, index: int, task: Task) -> Record:
         decided = np.array([before.argmax()])
         reached = after.argmax() == item.target
     known = item.label is not None and item.label >= 0
-    difference = np.abs(item.counterfactual.astype(np.int64) - item.scan).max(axis=2)
+    difference = np.abs(item.counterfactual.astype(np.int64) - item.original).max(axis=2)
     changed_share = float((difference > CHANGE_THRESHOLD * 255).mean())
     facts = EditFacts(
         found=bool(item.found and reached), target_prob=float(wanted_after), changed_share=changed_share,
@@ -132,7 +145,7 @@ def record_of(item: GalleryItem, index: int, task: Task) -> Record:
         error=bool(decided[0] != item.label) if known and task == "multi-class" else None,
         gain=float(wanted_after - wanted_before), changed_share=changed_share, trust=grade_of(facts),
         name=item.name, height=item.scan.shape[0], width=item.scan.shape[1], fingerprint=_fingerprint(item),
-        key=None if item.key is None else digest(item.key),
+        key=None if item.key is None else digest(item.key), decoded=item.decoded is not None,
     )  # fmt: skip
 
 
@@ -147,7 +160,7 @@ def _rounded(probs: np.ndarray) -> tuple[float, ...]:
 
 def _fingerprint(item: GalleryItem) -> str:
     found = hashlib.sha256(_LOOK.encode())
-    for image in (item.scan, item.counterfactual):
+    for image in (item.scan, item.counterfactual, *(() if item.decoded is None else (item.decoded,))):
         found.update(repr(image.shape).encode())
         found.update(np.ascontiguousarray(image).tobytes())
     return found.hexdigest()[:32]
@@ -156,6 +169,11 @@ def _fingerprint(item: GalleryItem) -> str:
 def _check(item: GalleryItem, index: int) -> None:
     shapes = [list(image.shape) for image in (item.scan, item.counterfactual)]
     kinds = [image.dtype for image in (item.scan, item.counterfactual)]
+    if item.decoded is not None and (item.decoded.shape, item.decoded.dtype) != (item.scan.shape, np.dtype(np.uint8)):
+        raise ValueError(
+            f"The decoded scan of item {index} must be uint8 of the scan's shape, not {item.decoded.dtype} "
+            f"{list(item.decoded.shape)}."
+        )
     if shapes[0] != shapes[1] or len(shapes[0]) != 3 or kinds != [np.uint8, np.uint8]:
         raise ValueError(
             f"Scan and counterfactual of item {index} must both be uint8 [H,W,C] of one shape, not {kinds[0]} "

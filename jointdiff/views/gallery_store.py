@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jointdiff.storage import remove_temporaries, write_atomic
-from jointdiff.views.gallery_item import KINDS, GalleryItem, Record, Task, digest, record_of
+from jointdiff.views.gallery_item import DECODED, GalleryItem, Record, Task, digest, record_of
 from jointdiff.views.images import difference_map, write_png
 
 RECORDS = "items.jsonl"
@@ -94,7 +94,9 @@ class Store:
         self._append(record)
         write_png(self._folder / record.picture("scan"), item.scan)
         write_png(self._folder / record.picture("counterfactual"), item.counterfactual)
-        write_png(self._folder / record.picture("difference"), painted(item.scan, item.counterfactual))
+        if item.decoded is not None:
+            write_png(self._folder / record.picture(DECODED), item.decoded)
+        write_png(self._folder / record.picture("difference"), painted(item.original, item.counterfactual))
 
     def close(self) -> None:
         """Leave the record of this gallery alone, no picture of an item that is gone, nothing half-written."""
@@ -103,7 +105,7 @@ class Store:
         write_atomic(self._folder / RECORDS, lines)
         for index, record in self._before.items():
             if index >= len(self.records):
-                for kind in KINDS:
+                for kind in record.kinds:
                     (self._folder / record.picture(kind)).unlink(missing_ok=True)
 
     def _append(self, record: Record) -> None:
@@ -140,7 +142,7 @@ def _read(path: Path) -> dict[int, Record]:
 
 def _complete(folder: Path, record: Record) -> bool:
     """Tell whether all pictures are there. Each was put there whole, in one step."""
-    return all((folder / record.picture(kind)).is_file() for kind in KINDS)
+    return all((folder / record.picture(kind)).is_file() for kind in record.kinds)
 
 
 def _end_line(path: Path) -> None:

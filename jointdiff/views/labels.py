@@ -24,6 +24,9 @@ GRADES: dict[str, tuple[str, str]] = {
     "kid_error": ("Its standard error", "number"),
     "denoising_loss": ("Denoising loss of the edits", "number"),
     "denoising_loss_originals": ("Denoising loss of the scans", "number"),
+    "decoded_agreement": ("Same decision on the decoded scan: what the autoencoder keeps", "share"),
+    "decoded_l1": ("Mean loss per pixel by the autoencoder, no part of the edits", "number"),
+    "scan_l1": ("Mean difference of edit and scan per pixel, that loss included", "number"),
     "confidence_gain": ("Rise of the target's probability", "number"),
     "l1": ("Mean change per pixel (1 = full range)", "number"),
     "l2": ("Root mean square change per pixel", "number"),
@@ -43,6 +46,10 @@ METRICS: dict[str, str] = {
     "specificity": "Specificity",
     "calibration_error": "Calibration error",
     "log_loss": "Log-loss",
+    "psnr": "PSNR (dB)",
+    "psnr_gain": "Gain over grey pictures (dB)",
+    "reconstruction_l1": "Mean absolute error (2 = black to white)",
+    "latent_std": "Smallest spread of a latent channel",
 }
 
 _SAID = ("found_share",)  # validity says it, and more strictly

@@ -10,6 +10,7 @@ from jointdiff.views.run_data import RunData, mapping, privacy_spent
 
 # What an answer of a site carries beside its envelope (docs/hospital-it.md, "What leaves a site").
 CARRIES = {
+    "autoencoder": "nothing: it keeps the frozen autoencoder and encodes its own scans",
     "describe": "the class table: numbers of images and labels by class",
     "train": "all weights of the model after local training; losses and rates",
     "head": "sums over features of the training images, and by class over the labelled ones",

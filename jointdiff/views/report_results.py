@@ -30,9 +30,15 @@ def headline(run: RunData) -> Html | None:
     trained_on = sum(entry.get("num_train") or 0 for entry in described)
     traffic = sum((event.get("bytes_in") or 0) + (event.get("bytes_out") or 0) for event in run.replies())
     multi_label = run.dataset.get("task") == "multi-label"
-    tiles = [
+    measures = [
+        ("PSNR", f"{number(pooled['psnr'], 1)} dB", f"of reconstructions; {where}"),
+        ("Over grey pictures", f"{number(pooled.get('psnr_gain'), 1)} dB", "gain over each image's own mean grey"),
+    ] if "psnr" in pooled else [
         ("Balanced accuracy", with_error(pooled, "balanced_accuracy"), f"{where}; chance {1 / num_outputs:.2f}"),
         ("AUC", with_error(pooled, "auc"), f"{where}; chance 0.50"),
+    ]  # fmt: skip
+    tiles = [
+        *measures,
         ("Labelled images" if not multi_label else "Labels given",
          number(labelled) if len(described) > hidden else MISSING,
          (f"of {number(trained_on)} training images, {len(run.hospitals)} hospitals together"
@@ -58,6 +64,8 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
     numbers = [float(event["round"]) for event in run.of("round_started", "evaluated")]
     rounds = (min(numbers), max(*numbers, float(last_round or 0), min(numbers))) if numbers else None
     why = {"missing": "Withheld by the hospitals: see “On the test images”."} if run.final.get("withheld") else {}
+    if any("psnr" in mapping(entry.get("pooled")) for entry in run.rounds):
+        return element("div", _reconstruction_curves(run, rounds), class_="charts")
     charts = [
         line_chart("AUC", _evaluated(run, "auc"), y_range=(0, 1), x_range=rounds, **why),
         line_chart("Balanced accuracy", _evaluated(run, "balanced_accuracy"), y_range=(0, 1), x_range=rounds, **why),
@@ -79,6 +87,20 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
                    note="against labels hidden from training; known in simulations only"),
     ]  # fmt: skip
     return element("div", charts, class_="charts")
+
+
+def _reconstruction_curves(run: RunData, rounds: tuple[float, float] | None) -> list[Html | None]:
+    note = "per pixel, in training; 2 = black to white"
+    return [
+        line_chart("PSNR (dB)", _evaluated(run, "psnr"), x_range=rounds, note="mean over the images"),
+        line_chart("Gain over grey pictures (dB)", _evaluated(run, "psnr_gain"), x_range=rounds),
+        line_chart("Mean absolute error", _trained(run, "loss_l1"), x_range=rounds, note=note),
+        line_chart("Feature distance", _trained(run, "loss_feature"), x_range=rounds, note="in the fixed feature net"),
+        line_chart("Distance of the latents to a normal distribution", _trained(run, "loss_kl"), x_range=rounds,
+                   note="KL divergence per latent"),
+        line_chart("Smallest spread of a latent channel", _evaluated(run, "latent_std"), x_range=rounds,
+                   note="standard deviation before scaling; near 0 = collapsed"),
+    ]  # fmt: skip
 
 
 def _evaluated(run: RunData, key: str) -> list[Series]:
@@ -243,6 +265,7 @@ def _statements(run: RunData, pooled: Mapping[str, Any]) -> Html:
                 "p",
                 element("b", f"Best round: {best['round']}"),
                 " (the last one)." if same else
+                "." if "psnr" in pooled else
                 f", balanced accuracy {number(mapping(best.get('pooled')).get('balanced_accuracy'))}, "
                 f"AUC {number(mapping(best.get('pooled')).get('auc'))}.",
                 " It is chosen on a held-out part of the kept labels, never on these images; with fewer than 10 of them"

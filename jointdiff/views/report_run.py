@@ -17,6 +17,7 @@ _METHODS = {
     "two-stage": "two stages (diffusion, then a head on frozen features)",
     "fixmatch": "FixMatch",
     "supervised": "supervised on the labelled images only",
+    "autoencoder": "an autoencoder of their scans",
 }
 
 

@@ -12,10 +12,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from jointdiff.autoencoder_keys import AUTOENCODER
 from jointdiff.views.format import MISSING, duration, is_number, number, percent
 from jointdiff.views.run_data import mapping
 
 COLUMNS = ("round", "denoise", "labels", "pseudo", "cover", "AUC", "bal.acc", "time", "left")
+AUTOENCODER_COLUMNS = ("round", "loss", "L1", "featur", "KL", "PSNR", "gain/dB", "time", "left")
 _WIDTHS = (7, 7, 6, 6, 6, 5, 7, 10, 11)  # with a space between: 73, fits a terminal of 80
 NUM_RECENT = 3  # rounds that the estimate of the time left looks back on: later phases cost more than earlier ones
 _SHOWN_ROUNDS = 12  # rows of the live table
@@ -46,6 +48,7 @@ class ProgressPrinter:
         self._asked = 0
         self._open = False
         self._told_withheld = False
+        self._encodes = False  # an autoencoder has no accuracy: its rows show reconstructions
 
     def __enter__(self) -> ProgressPrinter:
         return self
@@ -69,6 +72,7 @@ class ProgressPrinter:
     def _on_run_started(self, event: Mapping[str, Any]) -> None:
         dataset = mapping(event.get("dataset"))
         run = mapping(mapping(event.get("config")).get("run"))
+        self._encodes = run.get("method") == AUTOENCODER
         real = dataset.get("real")
         kind = "origin not recorded" if real is None else "real scans" if real else "phantoms (synthetic)"
         hospitals = event.get("hospitals") or []
@@ -131,7 +135,12 @@ class ProgressPrinter:
         self._end_round({}, _seconds(event))
         self.close()
         pooled = mapping(mapping(event.get("final")).get("pooled"))
-        if pooled:
+        if "psnr" in pooled:
+            self._say(
+                f"Pooled, last round: PSNR {number(pooled['psnr'], 1)} dB, {number(pooled.get('psnr_gain'), 1)} dB "
+                f"over grey pictures, on {number(pooled.get('num_images'))} images."
+            )
+        elif pooled:
             self._say(
                 f"Pooled, last round: balanced accuracy {number(pooled.get('balanced_accuracy'))}, "
                 f"AUC {number(pooled.get('auc'))} on {number(pooled.get('num_images'))} images."
@@ -166,14 +175,10 @@ class ProgressPrinter:
         if now is not None and self._started_at is not None:
             self._times.append(max(0.0, now - self._started_at))
         metrics = self._training
+        self._encodes = self._encodes or "psnr" in pooled
         row = (
             f"{self._round.get('round')}/{self._num_rounds}",
-            number(metrics.get("loss_diffusion")),
-            number(metrics.get("loss_class")),
-            number(metrics.get("loss_pseudo")),
-            percent(metrics.get("pseudo_coverage")),
-            number(pooled.get("auc")),
-            number(pooled.get("balanced_accuracy")),
+            *(_reconstruction_cells(metrics, pooled) if self._encodes else _cells(metrics, pooled)),
             duration(self._times[-1]) if self._times else MISSING,
             self._time_left(),
         )
@@ -182,7 +187,7 @@ class ProgressPrinter:
             self._refresh("")
             return
         if len(self._rows) == 1:
-            self._say(_line(COLUMNS))
+            self._say(_line(AUTOENCODER_COLUMNS if self._encodes else COLUMNS))
         self._say(_line(row))
 
     def _time_left(self) -> str:
@@ -203,7 +208,7 @@ class ProgressPrinter:
 
     def _table(self, doing: str) -> Group:
         table = Table(box=None, pad_edge=False, header_style="dim")
-        for column in COLUMNS:
+        for column in AUTOENCODER_COLUMNS if self._encodes else COLUMNS:
             table.add_column(column, justify="right", no_wrap=True)
         for row in self._rows[-_SHOWN_ROUNDS:]:
             table.add_row(*row)
@@ -217,7 +222,8 @@ class ProgressPrinter:
         self._console.file.flush()
 
 
-_DOING = {"describe": "introducing", "train": "training", "head": "solving the head", "evaluate": "evaluating",
+_DOING = {"autoencoder": "encoding scans", "describe": "introducing", "train": "training",
+          "head": "solving the head", "evaluate": "evaluating",
           "explain": "explaining", "keys": "agreeing on keys", "shares": "dealing shares",
           "unmask": "unmasking the sum"}  # fmt: skip
 
@@ -229,6 +235,17 @@ def printable(text: str) -> str:
     'a?[2Jb'
     """
     return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+
+
+def _cells(metrics: Mapping[str, Any], pooled: Mapping[str, Any]) -> tuple[str, ...]:
+    losses = (number(metrics.get(f"loss_{name}")) for name in ("diffusion", "class", "pseudo"))
+    scores = (number(pooled.get(name)) for name in ("auc", "balanced_accuracy"))
+    return (*losses, percent(metrics.get("pseudo_coverage")), *scores)
+
+
+def _reconstruction_cells(metrics: Mapping[str, Any], pooled: Mapping[str, Any]) -> tuple[str, ...]:
+    losses = (number(metrics.get(name)) for name in ("loss", "loss_l1", "loss_feature", "loss_kl"))
+    return (*losses, number(pooled.get("psnr"), 1), number(pooled.get("psnr_gain"), 1))
 
 
 def _line(cells: tuple[str, ...]) -> str:

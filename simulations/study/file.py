@@ -173,7 +173,7 @@ def _with_paths(keys: dict[str, Any], folder: Path) -> dict[str, Any]:
         kind, colon, rest = value.partition(":")
         if key == "dataset" and kind == "npz" and rest:
             return kind + colon + (rest if "data-root" in keys else str(folder / Path(rest).expanduser()))
-        is_path = key in ("data-root", "initial-weights") or value.endswith((".yaml", ".yml"))
+        is_path = key in ("data-root", "initial-weights", "autoencoder") or value.endswith((".yaml", ".yml"))
         return str(folder / Path(value).expanduser()) if is_path and value else value
 
     return {key: path(key, value) if isinstance(value, str) else value for key, value in keys.items()}

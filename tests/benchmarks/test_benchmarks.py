@@ -13,7 +13,15 @@ from jointdiff.fidelity import FeatureNet, kid
 from jointdiff.model import JointModel
 from jointdiff.showcase import guided_samples
 from jointdiff.trained import open_trained
-from tests.benchmarks import hospitals_growth, measures, round_share, sample_quality, step_attempts, training_step
+from tests.benchmarks import (
+    hospitals_growth,
+    latent_speed,
+    measures,
+    round_share,
+    sample_quality,
+    step_attempts,
+    training_step,
+)
 from tests.test_profile import one_round
 
 SMALL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
@@ -131,6 +139,16 @@ def test_the_share_of_a_run_is_printed(capsys, tmp_path):
     (tmp_path / "events.jsonl").write_text("")
     with pytest.raises(SystemExit, match="nothing to profile"):
         round_share.main([str(tmp_path)])
+
+
+def test_latents_and_pixels_of_one_size_do_the_same_work():
+    both = latent_speed.contenders(16, 4, CPU)
+    shapes = {name: (own.model.config.input_channels, own.model.config.input_size) for name, own in both.items()}
+    assert shapes == {"pixels": (1, 16), "latents": (4, 4)} and both["latents"].config.model.image_size == 16
+    found = latent_speed.measure(16, batch_size=4, count=1, repeats=1, device=CPU, clock="wall")
+    assert found.keys() == {*latent_speed.UNITS, "encoding"} and found["encoding"].keys() == {"latents"}
+    assert all(own.keys() == {"pixels", "latents"} for unit, own in found.items() if unit != "encoding")
+    assert all(len(values) == 1 for own in found.values() for values in own.values())
 
 
 def test_every_attempt_makes_a_step(capsys):

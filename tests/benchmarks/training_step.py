@@ -23,7 +23,8 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from jointdiff import joint_step, labeller, teachers
+from jointdiff import labeller, teachers, training
+from jointdiff.augment import Views, views_of
 from jointdiff.batches import Batches
 from jointdiff.config import Config, ModelConfig, RunConfig, resolve
 from jointdiff.data import hospital_data
@@ -74,6 +75,9 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
 
         return wrapper
 
+    def timed_views(*, latent: bool) -> Views:
+        return Views(*(timed("augmentation", view) for view in views_of(latent=latent)))
+
     step = torch.optim.AdamW.step
 
     def stepped(*args: Any, **kwargs: Any) -> Any:
@@ -89,12 +93,12 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
     with ExitStack() as stack:
         for owner, name, part in (
             (Batches, "__init__", "data"), (Batches, "take", "data"), (Batches, "labels", "data"),
-            (joint_step, "weak_view", "augmentation"), (joint_step, "strong_view", "augmentation"),
-            (teachers, "weak_view", "augmentation"),
             (JointModel, "denoise", "network"), (JointModel, "classify", "network"),
             (torch.Tensor, "backward", "network"), (torch.nn.utils, "clip_grad_norm_", "optimiser"),
         ):  # fmt: skip
             stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        for module in (training, teachers):
+            stack.enter_context(patch.object(module, "views_of", timed_views))
         stack.enter_context(patch.object(torch.optim.AdamW, "step", stepped))
         yield found
 

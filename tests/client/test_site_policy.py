@@ -51,7 +51,11 @@ def test_the_example_names_every_key():
     """A key that is missing there would be found by nobody, and the comparison above would not miss it."""
     tree = yaml.safe_load((importlib.resources.files("configs") / "site.example.yaml").read_text())
     num_fields = len(dataclasses.fields(SitePolicy))
-    assert sum(len(section) for section in tree.values()) == num_fields and set(tree) == {"privacy", "explanations"}
+    assert sum(len(section) for section in tree.values()) == num_fields and set(tree) == {
+        "privacy",
+        "latents",
+        "explanations",
+    }
 
 
 def test_a_file_changes_what_it_names_and_nothing_else(tmp_path):

@@ -168,7 +168,7 @@ def test_a_run_full_of_faults_ends(tiny_run):
 
 def with_labels_flipped(monkeypatch, hospital_index: int, rounds: range) -> None:
     """Let one hospital train on the wrong labels."""
-    honest = client_round.train_round
+    honest = client_round.local_work.train
 
     def flipped(model, data, config, *, round_number, hospital_index: int, **rest):
         if hospital_index == flipped.hospital and round_number in rounds:
@@ -177,7 +177,7 @@ def with_labels_flipped(monkeypatch, hospital_index: int, rounds: range) -> None
         return honest(model, data, config, round_number=round_number, hospital_index=hospital_index, **rest)
 
     flipped.hospital = hospital_index  # type: ignore[attr-defined]
-    monkeypatch.setattr(client_round, "train_round", flipped)
+    monkeypatch.setattr(client_round.local_work, "train", flipped)
 
 
 def test_a_lost_hospital_is_asked_again_in_the_same_round(tiny_run):

@@ -192,7 +192,7 @@ def test_no_path_of_a_site_reaches_the_server(tiny_run, monkeypatch):
     def broken(*_, **__):
         raise FileNotFoundError("/data/patients/doe.npz")
 
-    monkeypatch.setattr(client_round, "train_round", broken)
+    monkeypatch.setattr(client_round.local_work, "train", broken)
     with pytest.raises(RunError) as caught:
         run_with(run := tiny_run())
     text = Path(run.home, "runs", "tiny", "events.jsonl").read_text()

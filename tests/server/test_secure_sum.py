@@ -343,7 +343,7 @@ def test_two_of_three_go_on_where_min_hospitals_says_so(tiny_run, secrets):
 
 
 def test_a_hospital_whose_training_diverges_refuses_and_is_named(tiny_run, monkeypatch):
-    train_round = client_round.train_round
+    train_round = client_round.local_work.train
 
     def diverging(model, *args, hospital_index, **settings):
         found = train_round(model, *args, hospital_index=hospital_index, **settings)
@@ -351,7 +351,7 @@ def test_a_hospital_whose_training_diverges_refuses_and_is_named(tiny_run, monke
             next(model.parameters()).data.fill_(float("nan"))
         return found
 
-    monkeypatch.setattr(client_round, "train_round", diverging)
+    monkeypatch.setattr(client_round.local_work, "train", diverging)
     run = tiny_run(**SECURE, **QUICK, num_hospitals=4, num_rounds=1)
     events = read_events(run_local(run) / "events.jsonl")
     (refused,) = of(events, "hospital_refused")

@@ -95,7 +95,7 @@ def test_labels_that_are_withheld_cannot_be_a_weight(strict_run, weighting, even
 
 
 def test_a_part_may_be_missing_only_where_it_is_withheld():
-    scores = Scores(Config().model)
+    scores = Scores(Config())
     scores.add("a", {}, ["test"])
     assert scores.pooled() is None and scores.withheld == {"a": ["test"]}
     with pytest.raises(ValueError, match="not of test"):

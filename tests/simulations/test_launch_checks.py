@@ -47,6 +47,13 @@ SETTINGS = {
     "labels_at_server": {"label-split": "server"},
     "class_gaps": {"dataset": "phantom:3-classes", "partition": "gaps:1"},
     "label_skew": {"partition": "dirichlet:0.1"},
+    "autoencoder_128": {
+        "image-size": 128,
+        "partition": "scanner",
+        "method": "autoencoder",
+        "batch-size": 16,
+        "explain": 0,
+    },
 }
 
 
@@ -60,7 +67,18 @@ def test_the_app_of_a_setting_differs_in_what_makes_it_one_and_can_start(name: s
     checks.check(checks.prepare(app, [f"home={tmp_path}"]))
 
 
-@pytest.mark.parametrize("name", ["3_hospitals", "3_hospitals_private", *SETTINGS])
+def test_the_app_on_latents_differs_in_what_makes_it_one_and_names_the_autoencoder_that_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    app = checks.find_app("latent_128")
+    changes = {"image-size": 128, "autoencoder": "~/.jointdiff/autoencoders/128.safetensors", "explain": 16}
+    assert checks.app_defaults(app) == to_mapping(RunConfig()) | changes
+    missing = tmp_path / "none.safetensors"
+    code, line = fails(capsys, tmp_path, f"autoencoder={missing}", simulation="latent_128")
+    assert code == 4 and f"There is no autoencoder at {missing}" in line
+
+
+@pytest.mark.parametrize("name", ["3_hospitals", "3_hospitals_private", "latent_128", *SETTINGS])
 def test_an_app_carries_no_code_and_no_dependencies(name: str) -> None:
     app = APP.with_name(name)
     assert not [path for path in app.rglob("*") if path.suffix == ".py"]

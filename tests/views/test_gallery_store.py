@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jointdiff.views.gallery import GalleryItem, Kept, Resume, write_gallery
+from jointdiff.views.gallery_store import painted
 from jointdiff.views.images import write_png
 
 
@@ -142,3 +145,27 @@ def test_the_old_pictures_count_for_nothing_once_new_ones_are_begun(
     with pytest.raises(OSError, match="disk full"):
         write(tmp_path, [item(1, key="new")])
     assert Resume(tmp_path).get(0, "old") is None and Resume(tmp_path).get(0, "new") is None
+
+
+def test_an_edit_of_latents_is_compared_with_the_decoded_scan(tmp_path: Path, written: list[str]) -> None:
+    made = item(0, shift=40)
+    decoded = made.counterfactual.copy()
+    decoded[:4] -= np.uint8(30)  # of which the edit has changed the upper half alone, by 30 grey levels
+    page = write(tmp_path, [replace(made, decoded=decoded)])
+    assert written == ["0000-scan.png", "0000-counterfactual.png", "0000-decoded.png", "0000-difference.png"]
+    (entry,) = json.loads((tmp_path / "metrics.json").read_text())["items"]
+    assert entry["decoded"] == "0000-decoded.png" and entry["changed_share"] == 0.5
+    assert "0000-decoded.png" in page.read_text()
+    wanted = painted(decoded, made.counterfactual)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "0000-difference.png")), wanted)
+
+    write(tmp_path, [replace(made, decoded=decoded)])  # carried on: nothing is written again
+    assert len(written) == 4
+    with pytest.raises(ValueError, match="decoded scan of item 0"):
+        write(tmp_path / "wrong", [replace(made, decoded=decoded[:4])])
+
+
+def test_an_item_without_a_decoded_scan_is_what_it_was(tmp_path: Path) -> None:
+    page = write(tmp_path, [item(0)])
+    assert "0000-decoded.png" not in page.read_text()
+    assert "decoded" not in json.loads((tmp_path / "metrics.json").read_text())["items"][0]

@@ -9,13 +9,16 @@ from jointdiff.views.format import duration, num_bytes, number, percent
 from jointdiff.views.run_data import TROUBLE, mapping
 
 Event = dict[str, Any]
-QUESTIONS = {"describe": "introduce itself", "train": "train", "head": "sum up features", "evaluate": "evaluate",
+QUESTIONS = {"autoencoder": "keep the autoencoder",
+             "describe": "introduce itself", "train": "train", "head": "sum up features", "evaluate": "evaluate",
              "explain": "explain decisions", "keys": "show keys", "shares": "deal shares",
              "unmask": "help to unmask the sum"}  # fmt: skip
-DONE = {"describe": "introduced itself", "train": "trained", "head": "summed up features", "evaluate": "evaluated",
+DONE = {"autoencoder": "kept the autoencoder",
+        "describe": "introduced itself", "train": "trained", "head": "summed up features", "evaluate": "evaluated",
         "explain": "explained decisions", "keys": "showed keys", "shares": "dealt shares",
         "unmask": "helped to unmask the sum"}  # fmt: skip
-DOING = {"describe": "introductions", "train": "training", "head": "solving the head", "evaluate": "evaluating",
+DOING = {"autoencoder": "sending the autoencoder",
+         "describe": "introductions", "train": "training", "head": "solving the head", "evaluate": "evaluating",
          "explain": "explaining decisions", "keys": "agreeing on keys", "shares": "dealing shares",
          "unmask": "unmasking the sum"}  # fmt: skip
 WHAT = {"hospital_failed": "failed", "hospital_refused": "refused", "update_rejected": "update rejected",
@@ -105,6 +108,8 @@ def _text(event: Event) -> str | None:
         return f"Round {round_number}: {number(event.get('num_replies'))} updates merged"
     if kind == "evaluated":
         pooled = mapping(event.get("pooled"))
+        if "psnr" in pooled:
+            return f"Round {round_number}: PSNR {number(pooled['psnr'], 1)} dB, pooled over all hospitals"
         return (f"Round {round_number}: AUC {number(pooled.get('auc'))}, balanced accuracy "
                 f"{number(pooled.get('balanced_accuracy'))}, pooled over all hospitals")  # fmt: skip
     if kind == "sampled" and event.get("reason"):

@@ -7,6 +7,7 @@ from typing import Any
 
 from jointdiff.views import report_results, report_run
 from jointdiff.views.format import MISSING, duration, is_number, num_bytes, number
+from jointdiff.views.labels import METRICS
 from jointdiff.views.live.answers import NUM_LARGE, matrix, troubles
 from jointdiff.views.live.document import FAST_S, SLOW_S, View, chip, clock, panel, progress, sparkline, tiles
 from jointdiff.views.live.snapshot import seconds
@@ -85,7 +86,8 @@ def _announcement(found: dict[str, Any]) -> str:
     parts = [f"Run {found['state']}."]
     if found["evaluated"]:
         last = found["evaluated"][-1]
-        parts.append(f"Round {last['round']} of {found['num_rounds']}: AUC {number(last['auc'])}.")
+        score = f"AUC {number(last['auc'])}" if last["psnr"] is None else f"PSNR {number(last['psnr'], 1)} dB"
+        parts.append(f"Round {last['round']} of {found['num_rounds']}: {score}.")
     if found["troubles"]:
         last = max(found["troubles"], key=lambda entry: str(entry["time"]))
         parts.append(f"{last['hospital']}: {last['what']}. {last['reason']}")
@@ -131,11 +133,9 @@ def _tiles(found: dict[str, Any]) -> Html:
     return tiles([
         ("Round", [str(shown), element("span", f" of {total}", class_="soft")],
          [bar, found["now"] if running else f"{done} evaluated"]),
-        ("AUC", number(found["pooled"]["auc"]),
-         f"pooled, {number(found['pooled']['num_images'])} images; chance 0.50"),
-        ("Balanced accuracy", number(found["pooled"]["balanced_accuracy"]),
-         f"best round so far: {found['best_round']}" if found["best_round"] and running
-         else f"best round: {found['best_round']}" if found["best_round"] else "pooled over all hospitals"),
+        *_measured(found["pooled"],
+                   f"best round so far: {found['best_round']}" if found["best_round"] and running
+                   else f"best round: {found['best_round']}" if found["best_round"] else "pooled over all hospitals"),
         ("Time left", time_left(found), "at the pace of the last rounds; explanations on top") if running
         else ("Duration", duration(found["duration_s"]), "first to last event"),
         ("Hospitals", str(len(found["hospitals"])),
@@ -147,20 +147,29 @@ def _tiles(found: dict[str, Any]) -> Html:
     ])  # fmt: skip
 
 
+def _measured(pooled: dict[str, Any], best: str) -> list[tuple[str, Child, Child]]:
+    images = f"pooled, {number(pooled['num_images'])} images"
+    if pooled["psnr"] is not None:
+        return [("PSNR", f"{number(pooled['psnr'], 1)} dB", images)]
+    return [("AUC", number(pooled["auc"]), f"{images}; chance 0.50"),
+            ("Balanced accuracy", number(pooled["balanced_accuracy"]), best)]  # fmt: skip
+
+
 def _curves(run: RunData, found: dict[str, Any]) -> Child:
     drawn = report_results.curves(run, last_round=found["num_rounds"] or None)
     return drawn or element("p", "The first round has not been evaluated yet.", class_="soft waiting-room")
 
 
 def _hospitals(found: dict[str, Any], galleries: Mapping[str, str]) -> Html:
+    measure = "auc" if found["pooled"]["psnr"] is None else "psnr"
     curves: dict[str, list[Any]] = {}
     for entry in found["evaluated"]:
         for name, values in entry["hospitals"].items():
-            curves.setdefault(name, []).append(values["auc"])
-    header = ["Hospital", "Labels", "AUC", "over the rounds", "Privacy spent", "To the site", "From the site",
-              "Training", "Device", "Troubles", "Explanations"]  # fmt: skip
+            curves.setdefault(name, []).append(values[measure])
+    header = ["Hospital", "Labels", METRICS[measure], "over the rounds", "Privacy spent", "To the site",
+              "From the site", "Training", "Device", "Troubles", "Explanations"]  # fmt: skip
     rows = [
-        [entry["name"], f"{number(entry['num_labels'])} of {number(entry['num_train'])}", number(entry["auc"]),
+        [entry["name"], f"{number(entry['num_labels'])} of {number(entry['num_train'])}", number(entry[measure]),
          sparkline(curves.get(entry["name"], [])),
          f"ε {entry['epsilon']:.2f}" if is_number(entry["epsilon"]) else "off",
          num_bytes(entry["bytes_to_site"]), num_bytes(entry["bytes_from_site"]), duration(entry["train_s"]),

@@ -57,7 +57,7 @@ def snapshot(run: RunData, *, written: bool, num_damaged: int = 0) -> dict[str, 
         "last_event": run.events[-1].get("time") if run.events else None,
         "duration_s": _duration_s(run),
         "done_by": done_by(run, number, num_rounds) if state == "running" else None,
-        "pooled": {key: pooled.get(key) for key in ("auc", "balanced_accuracy", "num_images")},
+        "pooled": {key: pooled.get(key) for key in (*_MEASURES, "num_images")},
         "best_round": best.get("round"),
         "evaluated": [_evaluated(entry) for entry in run.rounds],
         "hospitals": hospitals,
@@ -151,6 +151,7 @@ def _doing(run: RunData, exchange: Exchange) -> str:
     return f"{diary.DOING.get(kind, kind)}, {answered} of {asked} hospitals answered"
 
 
+_MEASURES = ("auc", "balanced_accuracy", "psnr")  # psnr of runs that train an autoencoder, the others of all else
 _TELLING = ("round_started", "hospital_replied", "hospital_failed", "hospital_refused", "round_aggregated", "evaluated",
             "explained", "sampled")  # fmt: skip
 
@@ -159,7 +160,7 @@ def _evaluated(entry: Mapping[str, Any]) -> dict[str, Any]:
     """Return the measures of one round that curves are drawn of."""
 
     def measures(values: Any) -> dict[str, Any]:
-        return {key: mapping(values).get(key) for key in ("auc", "balanced_accuracy")}
+        return {key: mapping(values).get(key) for key in _MEASURES}
 
     hospitals = mapping(entry.get("hospitals"))
     return {
@@ -172,6 +173,10 @@ def _evaluated(entry: Mapping[str, Any]) -> dict[str, Any]:
 def _hospitals(run: RunData, exchange: Exchange) -> list[dict[str, Any]]:
     evaluated = mapping(run.final.get("hospitals"))
     return [
-        {**exchange.totals(name), "auc": mapping(evaluated.get(name)).get("auc"), "name": name}
+        {
+            **exchange.totals(name),
+            **{key: mapping(evaluated.get(name)).get(key) for key in ("auc", "psnr")},
+            "name": name,
+        }
         for name in run.hospitals
     ]

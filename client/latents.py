@@ -1,0 +1,145 @@
+"""A site's part in a latent run: it keeps the frozen autoencoder that came, and the latents of its own scans.
+
+Latents are computed once and lie on the site's own disk, under a key of the autoencoder's fingerprint and all scans:
+of other scans or of another autoencoder they are other files, and what is truncated or of another version is made
+anew. They never leave: a latent is its scan, for whoever holds the autoencoder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from jointdiff import latent_run
+from jointdiff.config import Config
+from jointdiff.data import HospitalData, ImageSet, streaming
+from jointdiff.errors import CheckpointError, RefusedError
+from jointdiff.protocol import LACKS_AUTOENCODER, RoundInstructions
+from jointdiff.spaces import CODE_RANGE, PIXELS, Latents, Space
+
+FORMAT = "latents-1"
+CACHE = "latent-cache"  # in the site's folder; it may be deleted at any time
+_PARTS = ("train", "heldout", "test", "nonmembers")
+_BATCH_SIZE = 64
+_NO_FACTS = (0, 0, 0, 0, 0, 0.0, 0.0, False, b"")  # the cache knows rows of facts on scans; latents have none
+
+
+def keep(ask: RoundInstructions, config: Config, tensors: Mapping[str, np.ndarray], site_folder: Path) -> None:
+    """Put the autoencoder that the server sent into the site's folder.
+
+    Raises:
+        RefusedError: It is none, or not the one that the run's configuration names.
+    """
+    if not config.model.latent:
+        raise RefusedError("The server sends an autoencoder, and this run works on pixels.")
+    keys = ask.payload.get("autoencoder")
+    try:
+        frozen = latent_run.from_tensors(
+            {name: torch.tensor(array) for name, array in tensors.items()},
+            keys if isinstance(keys, Mapping) else {},
+            config.model,
+        )
+    except CheckpointError as error:
+        raise RefusedError(f"The autoencoder that the server sent is not used. {error}") from None
+    folder = _folder(config, site_folder)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    frozen.save(folder / latent_run.FILE)
+
+
+def space_of(config: Config, site_folder: Path, device: torch.device) -> Space:
+    """Return where the run's network works.
+
+    Raises:
+        RefusedError: The site does not hold the autoencoder, or what it holds is damaged.
+    """
+    if not config.model.latent:
+        return PIXELS
+    try:
+        return latent_run.space_in(_folder(config, site_folder), config, device)
+    except CheckpointError:
+        raise RefusedError(f"{LACKS_AUTOENCODER}. It takes part again when the server sends it.") from None
+
+
+def seen(data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool = True) -> HospitalData:
+    """Return what the network sees of this site's scans: themselves, or their latents, computed once.
+
+    Args:
+        on_disk: False keeps latents in the memory of this process alone: the next process computes them again.
+
+    Raises:
+        DataError: The cache cannot be written.
+    """
+    if not isinstance(space, Latents):
+        return data
+    parts = {name: images for name in _PARTS if (images := getattr(data, name)) is not None}
+    arrays = [images.images for images in parts.values()]
+    key = _key(space.autoencoder.fingerprint, arrays)
+    shape = space.autoencoder.latent_shape
+    make = _Maker(space, arrays)
+    if on_disk:
+        folder, form = site_folder / CACHE, (shape[1], shape[2], shape[0])
+        found = streaming.find(folder, key, form) or streaming.store(
+            folder, key, form, sum(map(len, arrays)), make.rows, dict
+        )
+        codes = found.images
+    else:
+        codes = _in_memory(key, make)
+    cuts = np.cumsum([0, *map(len, arrays)])
+    changed: dict[str, Any] = {
+        name: _coded(images, codes[cuts[i] : cuts[i + 1]]) for i, (name, images) in enumerate(parts.items())
+    }
+    return replace(data, **changed)
+
+
+class _Maker:
+    """Computes latents; equal to every other, so that a cache of calls looks at the key beside it alone."""
+
+    def __init__(self, space: Space, arrays: list[np.ndarray]) -> None:
+        self._space, self._arrays = space, arrays
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Maker)
+
+    def __hash__(self) -> int:
+        return 0
+
+    def rows(self) -> Iterator[tuple[np.ndarray, tuple[Any, ...]]]:
+        """Give one latent after the other, as the cache takes them."""
+        for images in self._arrays:
+            for start in range(0, len(images), _BATCH_SIZE):
+                for code in self._space.inputs(images[start : start + _BATCH_SIZE]):
+                    yield code, _NO_FACTS
+
+    def all(self) -> np.ndarray:
+        """Return all latents."""
+        return np.concatenate([self._space.inputs(images) for images in self._arrays])
+
+
+@lru_cache(maxsize=4)
+def _in_memory(_key: str, make: _Maker) -> np.ndarray:
+    return make.all()
+
+
+def _coded(images: ImageSet, codes: np.ndarray) -> ImageSet:
+    return replace(images, images=codes, masks=None, twins=None)
+
+
+def _key(fingerprint: str, arrays: list[np.ndarray]) -> str:
+    """Return the SHA-256 of all that decides the latents."""
+    digest = hashlib.sha256(f"{FORMAT} {fingerprint} {CODE_RANGE}".encode())
+    for images in arrays:
+        digest.update(f"/{images.shape}/".encode())
+        for start in range(0, len(images), _BATCH_SIZE):  # mapped scans may be more than the memory holds
+            digest.update(np.ascontiguousarray(images[start : start + _BATCH_SIZE]).tobytes())
+    return digest.hexdigest()
+
+
+def _folder(config: Config, site_folder: Path) -> Path:
+    return site_folder / "autoencoders" / config.model.autoencoder[:32]

@@ -1,0 +1,136 @@
+"""A site in a latent run: it keeps the autoencoder that came, and computes the latents of its scans once."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from client import latents
+from client import round as client_round
+from client.egress import check
+from client.site_policy import SIMULATED
+from jointdiff import identity, latent_run, protocol
+from jointdiff.data import hospital_data
+from jointdiff.errors import RefusedError
+from jointdiff.latents import FrozenAutoencoder
+from jointdiff.preparation import initial_weights, prepare
+from jointdiff.protocol import RoundInstructions
+from jointdiff.spaces import Latents, seen_data
+
+
+@pytest.fixture
+def config(tiny_run, tiny_autoencoder):
+    return prepare(tiny_run(autoencoder=tiny_autoencoder()))[0]
+
+
+@pytest.fixture
+def parts(tiny_autoencoder):
+    tensors, keys = latent_run.to_tensors(FrozenAutoencoder.load(tiny_autoencoder()))
+    return {name: tensor.numpy() for name, tensor in tensors.items()}, keys
+
+
+@pytest.fixture
+def ask(config, parts, tmp_path):
+    def make(kind, **changes):
+        asked = RoundInstructions(
+            kind=kind, run_name="tiny", hospital="hospital-2", hospital_index=1, round=1, config=config.to_dict(),
+            site_folder=str(tmp_path / "site"), code_version=identity.code_version(), code_hash=identity.code_hash(),
+            payload={"autoencoder": parts[1]} if kind == protocol.AUTOENCODER else {},
+        )  # fmt: skip
+        return dataclasses.replace(asked, **changes)
+
+    return make
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Numbers of images that were encoded, call by call."""
+    calls = []
+    encode = Latents.inputs
+    monkeypatch.setattr(Latents, "inputs", lambda self, images: calls.append(len(images)) or encode(self, images))
+    return calls
+
+
+def test_a_site_keeps_the_autoencoder_and_encodes_its_scans_once(ask, parts, config, counted, tmp_path):
+    report, tensors = client_round.run(ask(protocol.AUTOENCODER), parts[0])
+    assert (report.status, report.num_images, report.metrics, tensors) == ("ok", 0, {}, {})
+    assert check(ask(protocol.AUTOENCODER), report, tensors, SIMULATED)[0] == report  # nothing else leaves
+    assert sum(counted) == 16 + 6  # training and test images of hospital-2
+    weights = initial_weights(config)
+    for kind in (protocol.TRAIN, protocol.HEAD, protocol.EVALUATE):
+        assert client_round.run(ask(kind), weights)[0].status == "ok"
+    assert sum(counted) == 16 + 6
+    assert [path.stat().st_mode & 0o077 for path in (tmp_path / "site" / latents.CACHE).glob("*.cache")] == [0]
+
+
+def test_what_is_trained_on_are_the_latents_of_the_sites_own_scans(ask, parts, config, tmp_path, tiny_autoencoder):
+    client_round.run(ask(protocol.AUTOENCODER), parts[0])
+    space = latents.space_of(config, tmp_path / "site", "cpu")
+    data = hospital_data(config.run, 1)
+    found = latents.seen(data, space, tmp_path / "site")
+    expected = seen_data(data, Latents(FrozenAutoencoder.load(tiny_autoencoder())))
+    for name in ("train", "test"):
+        np.testing.assert_array_equal(getattr(found, name).images, getattr(expected, name).images)
+        np.testing.assert_array_equal(getattr(found, name).labels, getattr(data, name).labels)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "of another version", "empty"])
+def test_a_damaged_cache_is_made_anew(ask, parts, config, counted, tmp_path, damage):
+    client_round.run(ask(protocol.AUTOENCODER), parts[0])
+    (path,) = (tmp_path / "site" / latents.CACHE).glob("*.cache")
+    whole = path.read_bytes()
+    broken = {
+        "truncated": whole[:-100],
+        "empty": b"",
+        "of another version": whole.replace(b'"format": 1', b'"format": 0'),
+    }
+    path.write_bytes(broken[damage])
+    counted.clear()
+    space = latents.space_of(config, tmp_path / "site", "cpu")
+    latents.seen(hospital_data(config.run, 1), space, tmp_path / "site")
+    assert sum(counted) == 22 and path.read_bytes() == whole
+
+
+def test_other_scans_and_other_autoencoders_are_other_caches(config, counted, tmp_path, tiny_autoencoder):
+    data = hospital_data(config.run, 1)
+    for seed in (0, 1):
+        latents.seen(data, Latents(FrozenAutoencoder.load(tiny_autoencoder(seed))), tmp_path)
+    changed = data.train.images.copy()
+    changed[3, 4, 5] ^= 1
+    data = dataclasses.replace(data, train=dataclasses.replace(data.train, images=changed))
+    latents.seen(data, Latents(FrozenAutoencoder.load(tiny_autoencoder())), tmp_path)
+    assert sum(counted) == 3 * 22 and len(list((tmp_path / latents.CACHE).glob("*.cache"))) == 3
+
+
+def test_a_site_that_wants_it_so_writes_no_latent(ask, parts, config, counted, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "site.yaml").write_text("latents: {on-disk: false}\nprivacy: {min-cell-count: 0}\n")
+    client_round.run(ask(protocol.AUTOENCODER), parts[0])
+    _, first = client_round.run(ask(protocol.EVALUATE), initial_weights(config))
+    assert sum(counted) in (0, 22)  # once in this process, whoever asked first
+    assert not (site / latents.CACHE).exists() and first
+
+
+def test_a_site_without_the_autoencoder_says_so_in_words_that_the_server_knows(ask, config, tmp_path, parts):
+    with pytest.raises(RefusedError, match=protocol.LACKS_AUTOENCODER):
+        client_round.run(ask(protocol.TRAIN), initial_weights(config))
+    client_round.run(ask(protocol.AUTOENCODER), parts[0])
+    (path,) = (tmp_path / "site" / "autoencoders").rglob("*.safetensors")
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(RefusedError, match=protocol.LACKS_AUTOENCODER):
+        client_round.run(ask(protocol.TRAIN), initial_weights(config))
+
+
+def test_another_autoencoder_than_the_runs_is_not_kept(ask, parts, tiny_autoencoder, tmp_path, tiny_run):
+    other, _ = latent_run.to_tensors(FrozenAutoencoder.load(tiny_autoencoder(1)))
+    with pytest.raises(RefusedError, match="The autoencoder that the server sent is not used"):
+        client_round.run(ask(protocol.AUTOENCODER), {name: tensor.numpy() for name, tensor in other.items()})
+    with pytest.raises(RefusedError, match="cannot be read"):
+        client_round.run(ask(protocol.AUTOENCODER, payload={}), parts[0])
+    pixels = prepare(tiny_run(run_name="pixels"))[0]
+    with pytest.raises(RefusedError, match="this run works on pixels"):
+        client_round.run(ask(protocol.AUTOENCODER, config=pixels.to_dict()), parts[0])
+    assert not (tmp_path / "site" / "autoencoders").exists()
