@@ -24,7 +24,7 @@ class CounterfactualSettings:
     depth: float = 0.3  # timestep to which a scan is inverted, as a share of all timesteps
     num_steps: int = 6  # DDIM steps each way
     max_step: float = 0.12  # largest root mean square change of one guided step
-    l1: float = 0.0  # soft threshold of the edit in every step
+    l1: float = 0.01  # soft threshold of the edit in every step of the single passes, the search's first among them
     features: float = 0.0  # share of the distance in the model's own features that every step takes back, 0 to 1
     redraw_depth: float = 0.7  # timestep from which a region is drawn anew
     redraw_steps: int = 4
@@ -37,12 +37,15 @@ class CounterfactualSettings:
     scales: tuple[float, ...] = (0.05, 0.2, 1.0)  # of the guidance on representations, weakest first
     around: int = 3  # width of the square over which the change around a pixel is averaged, odd
     edge: int = 5  # width of the square over which the border of a region is softened, odd
-    overshoot: float = 0.0  # margin beyond what is wanted that the region is guided to, once it has been chosen
+    diffuse: float = 0.1  # share of the pixels that the first pass changes above which a change is diffuse, not a spot
+    widest: float = 0.3  # share of the pixels that the region of a diffuse change has at most
+    overshoot: float = 3.0  # margin beyond what is wanted that the region of a diffuse change is guided to
     seed: int = 0  # of the noise of methods that draw some
 
 
 # A position of a latent stands for many pixels: what is softened over several of them is no region any more.
-LATENT_SETTINGS = CounterfactualSettings(around=1, edge=3)
+# The others were chosen on pixels; on latents what is diffuse has not been measured.
+LATENT_SETTINGS = CounterfactualSettings(around=1, edge=3, l1=0.0, diffuse=1.0)
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ class EditTask:
         *,
         l1: float = 0.0,
         region: torch.Tensor | None = None,
-        beyond: float = 0.0,
+        beyond: torch.Tensor | float = 0.0,
     ) -> Denoiser:
         """Return the denoiser of some of the images, guided to their goal and `beyond` it (`guide_to_margin`)."""
         return guide_to_margin(

@@ -9,6 +9,8 @@ from jointdiff.regions import change_map, strongest
 from jointdiff.sampling import sample_ddim
 from jointdiff.single_pass import inversion
 
+_VISIBLE = 0.1  # change of a pixel in [-1,1] that counts: 5% of the range, as in the grade of changed pixels
+
 
 class _Redraw:
     """Draws the region of the strongest change anew, under guidance, with the rest of the scan held fixed."""
@@ -16,15 +18,22 @@ class _Redraw:
     def __init__(self, task: EditTask) -> None:
         self._task = task
         self._change = change_map(task.images, inversion(task), around=task.settings.around)
+        self.extent = (self._change > _VISIBLE).float().flatten(1).mean(dim=1)  # [N]: share of the pixels it changes
 
     def __call__(
-        self, index: torch.Tensor, shares: torch.Tensor, *, depth: float | None = None, further: float = 0.0
+        self,
+        index: torch.Tensor,
+        shares: torch.Tensor,
+        *,
+        depth: float | None = None,
+        further: torch.Tensor | float = 0.0,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return edits of some images with these shares of the pixels drawn anew, and by how much each passes its goal.
 
         Args:
             depth: Noise level that the region is drawn from, as a share of all timesteps; None: `redraw_depth`.
-            further: Margin beyond the goal that guidance aims at; what an edit passes its goal by does not count it.
+            further: Margin beyond the goal that guidance aims at, of each of them or of all; what an edit passes its
+                goal by does not count it.
         """
         task, settings = self._task, self._task.settings
         timesteps = task.timesteps(settings.redraw_depth if depth is None else depth, settings.redraw_steps)
@@ -40,9 +49,10 @@ def region(task: EditTask) -> torch.Tensor:
     1. One pass from the DDIM inversion shows where the model wants a change. 2. Of regions that hold the strongest
     share of it, a binary search takes the smallest that, drawn anew from noise under guidance with the rest of the scan
     held fixed, reaches the goal. 3. The next larger region is drawn once more, so that it covers what it should; it is
-    kept where it still convinces. 4. It is drawn from other noise levels (`depths`) too; the least edit that convinces
-    stays. Where none turns the decision, larger ones are drawn. A scan that the model gives the target already is
-    returned as it is.
+    kept where it still convinces. Where the first pass changed much of the scan (`diffuse`), what is to change is no
+    spot of which the smallest sufficient part would do: the region is as large as that change, and guided beyond the
+    goal. 4. It is drawn from other noise levels (`depths`) too; the least edit that convinces stays. Where none turns
+    the decision, larger ones are drawn. A scan that the model gives the target already is returned as it is.
     """
     settings = task.settings
     redraw = _Redraw(task)
@@ -55,22 +65,23 @@ def region(task: EditTask) -> torch.Tensor:
         enough = redraw(index, shares[middle])[1] >= -settings.tolerance
         high[index[enough]], low[index[~enough]] = middle[enough], middle[~enough] + 1
     chosen = shares[(low + 1).clamp(max=len(shares) - 1)]
-    edited, beyond = redraw(everything, chosen, further=settings.overshoot)
+    diffuse = redraw.extent > settings.diffuse
+    chosen = torch.where(diffuse, chosen.maximum(redraw.extent.clamp(max=settings.widest)), chosen)
+    further = settings.overshoot * diffuse
+    edited, beyond = redraw(everything, chosen, further=further)
     again = (beyond < -settings.slack).nonzero()[:, 0]
     if len(again):
         chosen[again] = shares[low[again]]
-        edited[again], beyond[again] = redraw(again, chosen[again], further=settings.overshoot)
+        edited[again], beyond[again] = redraw(again, chosen[again], further=further[again])
     for depth in settings.depths:
-        other, other_beyond = redraw(everything, chosen, depth=depth, further=settings.overshoot)
+        other, other_beyond = redraw(everything, chosen, depth=depth, further=further)
         better = _better(task, other, other_beyond, edited, beyond)
         edited[better], beyond[better] = other[better], other_beyond[better]
     for share in settings.retry_shares:
         again = (task.margin()(edited) <= 0).nonzero()[:, 0]
         if len(again) == 0:
             break
-        edited[again] = redraw(
-            again, torch.full((len(again),), share, device=again.device), further=settings.overshoot
-        )[0]
+        edited[again] = redraw(again, torch.full((len(again),), share, device=again.device), further=further[again])[0]
     decided = task.margin()(task.images) > 0
     edited[decided] = task.images[decided]
     return edited

@@ -229,9 +229,22 @@ def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark)
     just, beyond = (
         explain(
             model, images, targets, ALPHA_BAR, prediction="v",
-            settings=CounterfactualSettings(overshoot=value, max_step=1.0),
+            settings=CounterfactualSettings(overshoot=value, diffuse=0.0, max_step=1.0),
             references=torch.full((2, 2), 0.5),
         ).probs_after[rows, targets]
         for value in (0.0, 1.0)
     )  # fmt: skip
     assert bool((beyond > just).all()), (just, beyond)
+
+
+def test_a_diffuse_change_gets_a_region_of_its_own_extent_and_a_spot_the_smallest_that_will_do(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    spot, spot_beyond, diffuse = (
+        edit(model, images, targets, diffuse=limit, overshoot=overshoot, widest=1.0).images
+        for limit, overshoot in ((1.0, 0.0), (1.0, 5.0), (0.0, 0.0))
+    )
+    assert torch.equal(spot, spot_beyond)  # only a diffuse change is guided beyond the goal
+    changed = [((edited - images).abs() > 0.02).float().flatten(1).mean(dim=1) for edited in (spot, diffuse)]
+    assert bool((changed[1] >= changed[0]).all()) and float((changed[1] - changed[0]).mean()) > 0.1
