@@ -19,7 +19,7 @@ import torch
 from torch.nn import functional as F
 
 from jointdiff import single_pass
-from jointdiff.edit_task import CounterfactualSettings, EditTask, margin_of
+from jointdiff.edit_task import CounterfactualSettings, EditTask, References, margin_of
 from jointdiff.model import JointModel
 from jointdiff.region_search import region
 from jointdiff.sampling import LogProb
@@ -44,7 +44,7 @@ class Method(Protocol):
 
     def __call__(  # noqa: D102
         self, model: JointModel, images: torch.Tensor, targets: torch.Tensor, alpha_bar: torch.Tensor, *,
-        prediction: str, settings: CounterfactualSettings | None = None, references: torch.Tensor | None = None,
+        prediction: str, settings: CounterfactualSettings | None = None, references: References | None = None,
     ) -> Counterfactuals: ...  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def _method(search: Callable[[EditTask], torch.Tensor]) -> Method:
         *,
         prediction: str,
         settings: CounterfactualSettings | None = None,
-        references: torch.Tensor | None = None,
+        references: References | None = None,
     ) -> Counterfactuals:
         settings = settings or CounterfactualSettings()
         began = time.perf_counter()
@@ -110,10 +110,11 @@ def _method(search: Callable[[EditTask], torch.Tensor]) -> Method:
             shown = shown.to(images.device)
             goal = torch.full((len(images),), math.log(settings.confidence / (1 - settings.confidence)))
             goal = goal.to(images.device)
+            others = None
             if references is not None:
-                known = references.to(images.device)[targets, shown.long()]
-                goal = torch.where(known.isnan(), goal, known)
-            edited = search(EditTask(model, images, targets, alpha_bar, prediction, settings, shown, goal))
+                known = references.margins.to(images.device)[targets, shown.long()]
+                goal, others = torch.where(known.isnan(), goal, known), references.scans
+            edited = search(EditTask(model, images, targets, alpha_bar, prediction, settings, shown, goal, others))
             after = model.probabilities(model.classify(edited))
             chosen = after.gather(1, targets[:, None])[:, 0]
             found = (chosen > 0.5) == (shown > 0.5) if multi_label else after.argmax(dim=1) == targets
@@ -141,7 +142,7 @@ def explain(
     *,
     prediction: str,
     settings: CounterfactualSettings | None = None,
-    references: torch.Tensor | None = None,
+    references: References | None = None,
 ) -> Counterfactuals:
     """Search an edit of each image that makes the model decide for the target, by the default method. Deterministic.
 
@@ -150,7 +151,7 @@ def explain(
         targets: Wanted class of each, or the label to flip.
         alpha_bar, prediction: Of the model's training.
         settings: None: the defaults.
-        references: As `typical_margins` gives them: an edit should look as sure as a typical scan of its target.
+        references: An edit should look as sure as a typical scan of its target, and like its own scan.
 
     Returns:
         Edits; where none was found, the last attempt, marked.

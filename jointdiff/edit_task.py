@@ -49,6 +49,14 @@ LATENT_SETTINGS = CounterfactualSettings(around=1, edge=3, l1=0.0, diffuse=1.0)
 
 
 @dataclass(frozen=True)
+class References:
+    """What a site knows of scans apart from the one that is explained; no label is looked at."""
+
+    margins: torch.Tensor  # [K,2]: how sure the model typically is of each decision (counterfactual.typical_margins)
+    scans: torch.Tensor | None = None  # [M,C,H,W]: no edit may be guided beyond its goal nearer to one of these
+
+
+@dataclass(frozen=True)
 class EditTask:
     """One batch to be edited, and what all methods ask of it."""
 
@@ -60,6 +68,7 @@ class EditTask:
     settings: CounterfactualSettings
     shown: torch.Tensor  # [N]: of a multi-label task 1.0 to show the finding, 0.0 to remove it; else 1.0
     goal: torch.Tensor  # [N]: the margin to reach
+    others: torch.Tensor | None = None  # [M,C,H,W]: scans that an edit should stay apart from
 
     @property
     def denoise(self) -> Denoiser:
@@ -105,6 +114,18 @@ class EditTask:
             distance=self.feature_distance(index),
             distance_share=self.settings.features,
         )
+
+    def lost(self, edited: torch.Tensor) -> torch.Tensor:
+        """Tell which edits are nearer to another scan than to their own (Euclidean), bool [N]: no longer that patient.
+
+        A scan among the others that is the edited one itself does not count.
+        """
+        if self.others is None or len(self.others) == 0:
+            return torch.zeros(len(edited), dtype=torch.bool, device=edited.device)
+        own, others, edits = (x.flatten(1) for x in (self.images, self.others.to(edited), edited))
+        itself = torch.cdist(own, others, compute_mode="donot_use_mm_for_euclid_dist") < 1e-4
+        apart = torch.cdist(edits, others, compute_mode="donot_use_mm_for_euclid_dist").masked_fill(itself, math.inf)
+        return apart.amin(dim=1) < (edits - own).norm(dim=1)
 
     def timesteps(self, depth: float, steps: int) -> list[int]:
         """Return timesteps from a depth (a share of all of them) down to 0."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from jointdiff.counterfactual import (
     typical_margins,
 )
 from jointdiff.data import HospitalData, ImageSet
-from jointdiff.edit_task import LATENT_SETTINGS, CounterfactualSettings
+from jointdiff.edit_task import LATENT_SETTINGS, CounterfactualSettings, References
 from jointdiff.evaluation import predict
 from jointdiff.explanation_parts import Part, Parts, clear
 from jointdiff.fidelity import FeatureNet
@@ -141,9 +142,11 @@ def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
 
 def references(
     model: JointModel, scans: ImageSet, *, device: torch.device, space: Space = PIXELS
-) -> torch.Tensor:  # fmt: skip
-    """Return how sure the model typically is of each decision on these scans; their labels are not looked at."""
-    return typical_margins(torch.from_numpy(predict(model, scans.images, device=device, space=space)))
+) -> References:  # fmt: skip
+    """Return how sure the model typically is of each decision on these scans, and what it sees of them."""
+    inputs = space.inputs(scans.images)
+    probs = torch.from_numpy(predict(model, inputs, device=device))
+    return References(typical_margins(probs), to_network(inputs, device))
 
 
 def decoding_grades(
@@ -164,6 +167,10 @@ def decoding_grades(
     }
 
 
+def _digest(scans: torch.Tensor | None) -> str:
+    return "" if scans is None else hashlib.sha256(to_uint8(scans).tobytes()).hexdigest()
+
+
 def explain_scans(
     model: JointModel,
     scans: ImageSet,
@@ -171,7 +178,7 @@ def explain_scans(
     *,
     device: torch.device,
     targets: np.ndarray | None = None,
-    references: torch.Tensor | None = None,
+    references: References | None = None,
     method: str = DEFAULT_METHOD,
     folder: Path | None = None,
     progress: Progress | None = None,
@@ -194,7 +201,7 @@ def explain_scans(
     aims = default_targets(torch.from_numpy(before), task=config.model.task)
     if targets is not None:
         aims = torch.from_numpy(np.asarray(targets, dtype=np.int64))
-    goals = "" if references is None else references.tolist()
+    goals = "" if references is None else f"{references.margins.tolist()} {_digest(references.scans)}"
     search = f"{method} {settings} {config.training.prediction} {config.training.schedule} {goals}"
     kept = Parts(folder, model.state_dict(), search)
     parts = []

@@ -51,8 +51,9 @@ def region(task: EditTask) -> torch.Tensor:
     held fixed, reaches the goal. 3. The next larger region is drawn once more, so that it covers what it should; it is
     kept where it still convinces. Where the first pass changed much of the scan (`diffuse`), what is to change is no
     spot of which the smallest sufficient part would do: the region is as large as that change, and guided beyond the
-    goal. 4. It is drawn from other noise levels (`depths`) too; the least edit that convinces stays. Where none turns
-    the decision, larger ones are drawn. A scan that the model gives the target already is returned as it is.
+    goal, unless the edit then looks more like another scan than like its own. 4. It is drawn from other noise levels
+    (`depths`) too; the least edit that convinces stays. Where none turns the decision, larger ones are drawn. A scan
+    that the model gives the target already is returned as it is.
     """
     settings = task.settings
     redraw = _Redraw(task)
@@ -64,11 +65,15 @@ def region(task: EditTask) -> torch.Tensor:
         middle = (low[index] + high[index]) // 2
         enough = redraw(index, shares[middle])[1] >= -settings.tolerance
         high[index[enough]], low[index[~enough]] = middle[enough], middle[~enough] + 1
-    chosen = shares[(low + 1).clamp(max=len(shares) - 1)]
+    spot = shares[(low + 1).clamp(max=len(shares) - 1)]
     diffuse = redraw.extent > settings.diffuse
-    chosen = torch.where(diffuse, chosen.maximum(redraw.extent.clamp(max=settings.widest)), chosen)
+    chosen = torch.where(diffuse, spot.maximum(redraw.extent.clamp(max=settings.widest)), spot)
     further = settings.overshoot * diffuse
     edited, beyond = redraw(everything, chosen, further=further)
+    lost = (diffuse & task.lost(edited)).nonzero()[:, 0]
+    if len(lost):
+        chosen[lost], further[lost] = spot[lost], 0.0
+        edited[lost], beyond[lost] = redraw(lost, chosen[lost])
     again = (beyond < -settings.slack).nonzero()[:, 0]
     if len(again):
         chosen[again] = shares[low[again]]

@@ -18,7 +18,7 @@ from jointdiff.counterfactual import (
     typical_margins,
 )
 from jointdiff.data import hospital_data
-from jointdiff.edit_task import CounterfactualSettings
+from jointdiff.edit_task import CounterfactualSettings, References
 from jointdiff.head import head_statistics, solve_head
 from jointdiff.model import JointModel, to_network
 from jointdiff.schedule import cosine_alpha_bar
@@ -144,7 +144,7 @@ def test_an_edit_goes_as_far_as_typical_scans_of_its_target_and_no_further(brigh
     rows = torch.arange(len(images))
     unsure, sure = (
         explain(
-            model, images, targets, ALPHA_BAR, prediction="v", references=torch.full((2, 2), goal)
+            model, images, targets, ALPHA_BAR, prediction="v", references=References(torch.full((2, 2), goal))
         ).probs_after[rows, targets]
         for goal in (0.7, 4.0)
     )  # fmt: skip
@@ -230,11 +230,36 @@ def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark)
         explain(
             model, images, targets, ALPHA_BAR, prediction="v",
             settings=CounterfactualSettings(overshoot=value, diffuse=0.0, max_step=1.0),
-            references=torch.full((2, 2), 0.5),
+            references=References(torch.full((2, 2), 0.5)),
         ).probs_after[rows, targets]
         for value in (0.0, 1.0)
     )  # fmt: skip
     assert bool((beyond > just).all()), (just, beyond)
+
+
+def test_an_edit_that_would_look_like_another_scan_is_not_guided_beyond_its_goal(bright_or_dark):
+    model, images = bright_or_dark
+    images = images[:8]
+    targets = 1 - model.classify(images).argmax(dim=1)
+    margins = torch.full((2, 2), 0.5)
+    free, spot, held = (
+        explain(
+            model, images, targets, ALPHA_BAR, prediction="v",
+            settings=CounterfactualSettings(diffuse=limit, widest=1.0), references=References(margins, others),
+        ).images
+        for limit, others in ((0.0, images), (1.0, images), (0.0, free_others(model, images, targets, margins)))
+    )  # fmt: skip
+    assert not torch.equal(free, spot)
+    assert torch.equal(held, spot)
+
+
+def free_others(model, images, targets, margins):
+    """Return the scans with the very edits among them that nothing holds back: each is another patient's scan now."""
+    settings = CounterfactualSettings(diffuse=0.0, widest=1.0)
+    edits = explain(
+        model, images, targets, ALPHA_BAR, prediction="v", settings=settings, references=References(margins)
+    ).images
+    return torch.cat([images, edits])
 
 
 def test_a_diffuse_change_gets_a_region_of_its_own_extent_and_a_spot_the_smallest_that_will_do(bright_or_dark):
