@@ -136,7 +136,7 @@ def check(
     config = Config.from_dict(ask.config)
     payload = _PAYLOADS[ask.kind](config, policy)
     if ask.kind == protocol.TRAIN:
-        payload = _travelling(payload, config, ask.round)
+        payload = _travelling(payload, config, config.own_round(ask.round))
     kept = _check_arrays(payload, arrays)
     if payload.check is not None:
         payload.check(kept, report, config, policy)
