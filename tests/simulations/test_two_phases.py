@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +15,7 @@ from safetensors.numpy import load_file
 
 from client import manifest
 from jointdiff import checkpoint, latent_run
-from jointdiff.config import RunConfig, parse_run_config
+from jointdiff.config import RunConfig, parse_run_config, to_mapping
 from jointdiff.data import hospital_data
 from jointdiff.errors import ConfigError, RunError
 from jointdiff.events import read_events
@@ -129,19 +133,29 @@ MOMENTS = {
     "in the second phase": {"event": "round_aggregated", "round": 3},
 }
 _ALWAYS = ("exactly between", "after the second's first state")
+_VICTIM = """
+import json, os, signal, sys
+from jointdiff.config import parse_run_config
+from simulations.local import run_local
+import torch
+torch.set_num_threads(1)
+values, moment = json.loads(sys.argv[1]), json.loads(sys.argv[2])
+def at(event):
+    if all(event.get(k) == v for k, v in moment.items()):
+        os.kill(os.getpid(), signal.SIGKILL)
+run_local(parse_run_config(values), at)
+"""
 
 
 @pytest.mark.parametrize(
     "moment", [name if name in _ALWAYS else pytest.param(name, marks=pytest.mark.slow) for name in MOMENTS]
 )
-def test_a_resumed_run_ends_with_the_same_weights(make, moment, straight) -> None:
-    def stop(event) -> None:
-        if all(event.get(k) == v for k, v in MOMENTS[moment].items()):
-            raise KeyboardInterrupt
-
+def test_a_killed_run_that_is_resumed_ends_with_the_same_weights(make, moment, straight) -> None:
     run = make(run_name="cut")
-    with pytest.raises(KeyboardInterrupt):
-        run_local(run, stop)
+    told = [json.dumps(to_mapping(run)), json.dumps(MOMENTS[moment])]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    victim = subprocess.run([sys.executable, "-c", _VICTIM, *told], env=environment, capture_output=True, timeout=300)
+    assert victim.returncode == -signal.SIGKILL, victim.stderr[-2000:]
     folder = run_local(parse_run_config({"run-name": "cut", "home": run.home, "resume": True}))
     assert same(last(folder), last(straight))
     rounds = [entry["round"] for entry in json.loads((folder / "metrics.json").read_text())["rounds"]]
