@@ -66,6 +66,7 @@ _TRAINING = frozenset({
 })  # fmt: skip
 _RECONSTRUCTION = frozenset({
     "loss", "loss_l1", "loss_l2", "loss_feature", "loss_kl", "learning_rate", "images_per_s",
+    "batch_parts",
 })  # fmt: skip
 # With differential privacy no scalar may be computed from training records without noise.
 _PRIVATE_TRAINING = frozenset({
