@@ -63,8 +63,10 @@ def complete(
     layout, sharing, trains = layout_of_model(design_of(config)), Sharing.of(config), ask.kind == protocol.TRAIN
     if not sharing.holds or (sent.keys() == layout.keys() and not trains):
         return dict(sent), dict(sent)
-    held = state.load(site_folder, ask.run_name, before=ask.round + (not trains), part=_HELD) or {}
-    valid = bool(held) and (sharing.frozen_body or int(held[_PERIOD]) == sharing.period_of(ask.round))
+    before, after = ask.round + (not trains), config.rounds_before
+    held = state.load(site_folder, ask.run_name, before=before, after=after, part=_HELD) or {}
+    now = sharing.period_of(config.own_round(ask.round))
+    valid = bool(held) and (sharing.frozen_body or int(held[_PERIOD]) == now)
     weights, reference = {}, {}
     for name, shape in layout.items():
         own = valid and sharing.held(name)
@@ -88,7 +90,7 @@ def keep(ask: RoundInstructions, config: Config, reference: Tensors, trained: Te
         return
     held = {f"own/{name}": torch.tensor(trained[name]) for name in names}
     held |= {f"sent/{name}": torch.tensor(reference[name]) for name in names}
-    held[_PERIOD] = torch.tensor(sharing.period_of(ask.round))
+    held[_PERIOD] = torch.tensor(sharing.period_of(config.own_round(ask.round)))
     state.save(site_folder, ask.run_name, ask.round, held, part=_HELD)
 
 

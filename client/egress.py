@@ -66,6 +66,7 @@ _TRAINING = frozenset({
 })  # fmt: skip
 _RECONSTRUCTION = frozenset({
     "loss", "loss_l1", "loss_l2", "loss_feature", "loss_kl", "learning_rate", "images_per_s",
+    "batch_parts",
 })  # fmt: skip
 # With differential privacy no scalar may be computed from training records without noise.
 _PRIVATE_TRAINING = frozenset({
@@ -136,7 +137,7 @@ def check(
     config = Config.from_dict(ask.config)
     payload = _PAYLOADS[ask.kind](config, policy)
     if ask.kind == protocol.TRAIN:
-        payload = _travelling(payload, config, ask.round)
+        payload = _travelling(payload, config, config.own_round(ask.round))
     kept = _check_arrays(payload, arrays)
     if payload.check is not None:
         payload.check(kept, report, config, policy)

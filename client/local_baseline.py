@@ -32,6 +32,7 @@ NAME = "this-site"  # of the only hospital of a run alone
 _MEANINGLESS = (
     "target-epsilon", "noise-multiplier", "secure-aggregation", "home", "resume", "sites-home", "dataset", "data-root",
     "upload", "download", "share", "personal", "participation", "label-split", "server-data", "server-steps",
+    "autoencoder-budget",
 )  # fmt: skip
 
 

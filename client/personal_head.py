@@ -62,11 +62,11 @@ def keep(
         sent: The server's weights: its head is what the first one of this site began as.
         trained: The weights after training.
     """
-    if not has_own_head(config.run) or not num_labels or not term_weights(config, ask.round).label:
+    if not has_own_head(config.run) or not num_labels or not term_weights(config, config.own_round(ask.round)).label:
         return
     average = _kept(ask, config, _AVERAGE, site_folder, before=ask.round) or _head_of(sent)
     own = _head_of(trained)
-    average = moving_average(average, own, ask.round, config.training.ema_decay)
+    average = moving_average(average, own, config.own_round(ask.round), config.training.ema_decay)
     tensors = {f"{_OWN}/{name}": torch.tensor(array) for name, array in own.items()}
     tensors |= {f"{_AVERAGE}/{name}": torch.tensor(array) for name, array in average.items()}
     state.save(site_folder, ask.run_name, ask.round, tensors, part=PART)
@@ -75,7 +75,7 @@ def keep(
 def _kept(ask: RoundInstructions, config: Config, which: str, site_folder: Path, *, before: int) -> Tensors:
     if not has_own_head(config.run):
         return {}
-    found = state.load(site_folder, ask.run_name, before=before, part=PART) or {}
+    found = state.load(site_folder, ask.run_name, before=before, after=config.rounds_before, part=PART) or {}
     return {
         name.removeprefix(f"{which}/"): tensor.numpy() for name, tensor in found.items() if name.startswith(f"{which}/")
     }

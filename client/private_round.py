@@ -49,6 +49,8 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         return answer
     plan = plan_for(site.config, num_units(site.data.train))
     ledger = _ledger(site, plan.delta)
+    if site.config.phase is not None and all(entry["run"] != ask.run_name for entry in ledger.entries):
+        ledger.check_room(plan.ahead(site.config.own_round(ask.round)))  # for both phases, before the first step
     ledger.spend(
         run=ask.run_name, round=ask.round, noise_multiplier=plan.noise_multiplier, sample_rate=plan.sample_rate,
         steps=plan.steps, key=key,
@@ -60,9 +62,9 @@ def train_privately(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         site.inputs,
         site.config,
         plan,
-        round_number=ask.round,
+        round_number=site.config.own_round(ask.round),
         device=site.device,
-        state=state.load(site.folder, ask.run_name, before=ask.round),
+        state=state.load(site.folder, ask.run_name, before=ask.round, after=site.config.rounds_before),
     )
     state.save(site.folder, ask.run_name, ask.round, new_state)
     weights = {name: tensor.detach().cpu().numpy() for name, tensor in model.state_dict().items()}

@@ -59,6 +59,8 @@ def run(instructions: RoundInstructions, tensors: Mapping[str, np.ndarray]) -> A
     if not _RUN_NAME.fullmatch(instructions.run_name):
         raise RefusedError("The name of the run is no plain name: the site uses it for its own folders.")
     site = Site(instructions, Config.from_dict(instructions.config))
+    if site.config.own_round(instructions.round) < 0:
+        raise RefusedError("The number of the round is none of the phase that the instructions name.")
     with site.timed(LOAD):
         sent = download.decode(instructions, site.config, tensors)
     report, answer = _WORK[instructions.kind](site, sent)
@@ -95,7 +97,7 @@ def _train(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         personal_head.keep(
             ask, config, num_labels=site.data.train.num_labelled, sent=start, trained=weights, site_folder=site.folder
         )
-        weights = {name: weights[name] for name in Sharing.of(config).up(weights, ask.round)}
+        weights = {name: weights[name] for name in Sharing.of(config).up(weights, config.own_round(ask.round))}
         if config.run.secure_aggregation:
             return report, site.secure_sum.mask_change(reference, weights, report)
         return upload.pack(ask, config, report, reference=reference, trained=weights, site_folder=site.folder)
@@ -114,12 +116,12 @@ def _trained(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
         charge_plain_round(site)
     model = site.model(tensors)
     with site.timed(LOAD):
-        old_state = state.load(site.folder, ask.run_name, before=ask.round)
+        old_state = state.load(site.folder, ask.run_name, before=ask.round, after=site.config.rounds_before)
     metrics, new_state = local_work.train(
         model,
         site.inputs,
         site.config,
-        round_number=ask.round,
+        round_number=site.config.own_round(ask.round),
         hospital_index=ask.hospital_index,
         device=site.device,
         state=old_state,

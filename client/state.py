@@ -38,12 +38,18 @@ def save(
     return path
 
 
-def load(site_folder: Path, run_name: str, *, before: int, part: str = "") -> dict[str, torch.Tensor] | None:
+def load(
+    site_folder: Path, run_name: str, *, before: int, after: int = 0, part: str = ""
+) -> dict[str, torch.Tensor] | None:
     """Return the newest state of a round before `before`, or None where the site has not trained in this run yet.
 
     A site that missed rounds goes on from its last one.
+
+    Args:
+        after: States up to this round are of another network: the phase of the run that was before (`rounds_before`).
     """
-    versions = {number: path for number, path in _versions(site_folder, run_name, part).items() if number < before}
+    found = _versions(site_folder, run_name, part)
+    versions = {number: path for number, path in found.items() if after < number < before}
     return load_file(versions[max(versions)]) if versions else None
 
 

@@ -52,7 +52,7 @@ def pack(
     codec = codecs.parse(config.run.upload)
     if codec.plain:
         return report, dict(trained)
-    before = state.load(site_folder, ask.run_name, before=ask.round, part=_LOST) or {}
+    before = state.load(site_folder, ask.run_name, before=ask.round, after=config.rounds_before, part=_LOST) or {}
     wanted = {name: trained[name] - reference[name] for name in trained}
     for name in wanted.keys() & before.keys():
         wanted[name] += before[name].numpy()

@@ -106,9 +106,12 @@ def _blocks(width: int, count: int) -> list[nn.Module]:
     return [Block(width, width) for _ in range(count)]
 
 
-def sampled(mean: torch.Tensor, logvar: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Draw latents from the encoder's distribution, by reparametrisation: [N,4,h,w]."""
-    eps = torch.randn(mean.shape, generator=generator, device=mean.device)
+def sampled(mean: torch.Tensor, logvar: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
+    """Return latents of the encoder's distribution, by reparametrisation: [N,4,h,w].
+
+    Args:
+        eps: Standard normal draws [N,4,h,w].
+    """
     return mean + (0.5 * logvar).exp() * eps
 
 

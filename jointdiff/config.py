@@ -21,6 +21,7 @@ from jointdiff import aggregation_rules, codecs, settings, sharing
 from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.autoencoder_keys import AUTOENCODER, check_autoencoder, check_reconstruction
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.phase_keys import PhaseConfig, autoencoder_run, check_latent
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.quorum import MIN_HOSPITALS, threshold
 
@@ -82,6 +83,11 @@ class RunConfig:
     delta: float = 1e-4  # of every epsilon; below one over a hospital's number of records
     initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
     autoencoder: str = ""  # file of a frozen autoencoder, in whose latents the run works; '' = on pixels
+    latent: bool = False  # two phases in one run: train the autoencoder of the scans, then the method on its latents
+    autoencoder_rounds: int = 12  # latent: rounds of the first phase; num-rounds are those of the second
+    autoencoder_model: str = "auto"  # latent: a name in configs/autoencoder/; auto = by image-size
+    autoencoder_preset: str = ""  # latent: training preset of the first phase; '' = the autoencoder's own
+    autoencoder_budget: float = 0.5  # latent: share of target-epsilon that the first phase may spend
     model: str = "auto"  # a name in configs/model/ (method=autoencoder: configs/autoencoder/); auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
@@ -212,6 +218,8 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     autoencoder: AutoencoderConfig | None = None  # of runs that train one; no section where there is none
+    autoencoder_training: TrainingConfig | None = None  # of a run of two phases, as a whole
+    phase: PhaseConfig | None = None  # of one phase of such a run
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return nested plain dicts with kebab-case keys, fit for YAML and JSON."""
@@ -222,6 +230,22 @@ class Config:
     def private(self) -> bool:
         """Whether hospitals train with differential privacy."""
         return self.run.target_epsilon > 0 or self.run.noise_multiplier > 0
+
+    @property
+    def rounds_before(self) -> int:
+        """Rounds of the run that lie before those of this configuration: 0 but in a second phase."""
+        return self.phase.rounds_before if self.phase else 0
+
+    @property
+    def all_rounds(self) -> int:
+        """Rounds of the whole run."""
+        if self.phase:
+            return self.phase.all_rounds
+        return self.run.num_rounds + (self.run.autoencoder_rounds if self.run.latent else 0)
+
+    def own_round(self, round_number: int) -> int:
+        """Return the number within the phase of a round of the run: what schedules and seeds go by."""
+        return round_number - self.rounds_before
 
     @classmethod
     def from_dict(cls, tree: Mapping[str, Any]) -> Config:
@@ -235,6 +259,8 @@ class Config:
             "model": ModelConfig,
             "training": TrainingConfig,
             "autoencoder": AutoencoderConfig,
+            "autoencoder_training": TrainingConfig,
+            "phase": PhaseConfig,
         }
         for key in tree:
             if key not in sections:
@@ -343,6 +369,7 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             raise ConfigError(f"{name} must be at least {low}, not {getattr(run, key)}.")
     _one_of("method", run.method, (*METHODS, AUTOENCODER))
     check_autoencoder(run)
+    check_latent(run)
     _one_of("strategy", run.strategy, STRATEGIES)
     settings.check_settings(run)
     aggregation_rules.check_run(run)
@@ -500,7 +527,14 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     """
     encodes = run.method == AUTOENCODER
     autoencoder = autoencoder_config(run.image_size, channels, run.model) if encodes else None
+    autoencoder_training: TrainingConfig | None = None
     latents: dict[str, Any] = {}
+    if run.latent:
+        first = resolve(autoencoder_run(run), channels=channels, num_outputs=num_outputs, task=task)
+        autoencoder, autoencoder_training = first.autoencoder, first.training
+        assert autoencoder is not None
+        latent_channels, latent_size, _ = autoencoder.latent_shape
+        latents = {"latent-channels": latent_channels, "latent-size": latent_size}
     if run.autoencoder:
         from jointdiff.latent_run import chosen, model_keys  # brings torch, which takes seconds, and few need it
 
@@ -515,7 +549,9 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     _check_head(training)
     check_reconstruction(training)
     check_pseudo_labels(training, task)
-    config = Config(run=run, model=model, training=training, autoencoder=autoencoder)
+    config = Config(
+        run=run, model=model, training=training, autoencoder=autoencoder, autoencoder_training=autoencoder_training
+    )
     aggregation_rules.check_training(config)
     return config
 

@@ -19,7 +19,7 @@ from jointdiff.storage import plain
 
 SCHEMA_VERSION = 1
 EVENTS = (
-    "run_started", "run_resumed", "server_set", "round_started", "hospital_replied", "hospital_failed",
+    "run_started", "run_resumed", "phase_started", "server_set", "round_started", "hospital_replied", "hospital_failed",
     "hospital_refused", "update_rejected", "update_questioned", "round_repeated", "securely_summed", "server_trained",
     "round_aggregated", "evaluated", "checkpoint_saved", "sampled", "explained", "run_finished", "run_failed",
 )  # fmt: skip

@@ -96,8 +96,8 @@ _LASTING = (
     "update_questioned", "round_repeated",
 )  # fmt: skip
 _OF_A_ROUND = (
-    "round_started", "hospital_replied", "securely_summed", "server_trained", "round_aggregated", "evaluated",
-    "checkpoint_saved",
+    "phase_started", "round_started", "hospital_replied", "securely_summed", "server_trained", "round_aggregated",
+    "evaluated", "checkpoint_saved",
 )  # fmt: skip
 
 

@@ -10,14 +10,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+import jointdiff
 from jointdiff.autoencoder import Autoencoder
 from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.checkpoint import Checkpoint
 from jointdiff.config import Config, ModelConfig, RunConfig, from_mapping, to_mapping
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.latents import FrozenAutoencoder, LatentScale
+from jointdiff.networks import network_with
 from jointdiff.spaces import PIXELS, Latents, Space
 
 FILE = "autoencoder.safetensors"
@@ -53,6 +56,24 @@ def model_keys(frozen: FrozenAutoencoder) -> dict[str, object]:
     """Return what an autoencoder says of the network that works on its latents, as keys of ModelConfig."""
     channels, size, _ = frozen.latent_shape
     return {"latent-channels": channels, "latent-size": size, "autoencoder": frozen.fingerprint}
+
+
+def freeze(folder: Path, config: Config, weights: Mapping[str, np.ndarray]) -> FrozenAutoencoder:
+    """Make the run's own frozen autoencoder of what its first phase has trained, and write it into the run's folder.
+
+    It is the same bytes at every call: a run that died right after it makes it again.
+
+    Args:
+        config: Of the first phase.
+        weights: Of the autoencoder, the scale of its latents among them.
+    """
+    mean, std = (tuple(float(value) for value in weights[name]) for name in ("latent_mean", "latent_std"))
+    facts = {"run": config.run.run_name, "round": str(config.run.num_rounds), "code_version": jointdiff.__version__}
+    network = network_with(config, weights, "cpu")
+    assert isinstance(network, Autoencoder)
+    frozen = FrozenAutoencoder(network, LatentScale(mean, std), facts=facts)
+    frozen.save(folder / FILE)
+    return frozen
 
 
 def open_in(folder: Path, model: ModelConfig, *, device: torch.device | str = "cpu") -> FrozenAutoencoder:

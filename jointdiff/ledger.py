@@ -155,6 +155,27 @@ class Ledger:
         self._found = self._read()
         return any(entry["key"] == key for entry in self._found.entries)
 
+    def check_room(self, planned: History) -> None:
+        """Refuse a run that the ceiling cannot bear to its end, before its first step. Writes nothing.
+
+        Args:
+            planned: (noise multiplier, sample rate, steps) of every phase that lies ahead.
+
+        Raises:
+            RefusedError: All of it together, after what is spent, would pass the ceiling.
+        """
+        if self.ceiling is None:
+            return
+        after = self._bound((*self._found.history, *planned)).epsilon
+        if after > self.ceiling:
+            phases = " and ".join(f"{steps} steps with noise multiplier {noise:g}" for noise, _, steps in planned)
+            raise RefusedError(
+                f"The privacy ceiling of this site is epsilon {self.ceiling:g} at delta {self.delta:g}. "
+                f"{self.epsilon:.4g} is spent, and this run would make it {after:.4g} in all its phases ({phases}). "
+                "Nothing of it is trained: a run that must stop half way spends, and leaves no model. More noise, a "
+                "smaller target-epsilon or fewer rounds make it fit."
+            )
+
     def spend(
         self, *, run: str, round: int, noise_multiplier: float, sample_rate: float, steps: int, key: str
     ) -> Entry:  # fmt: skip

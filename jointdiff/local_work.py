@@ -180,8 +180,9 @@ def check_outcome(config: Config, pooled: Mapping[str, object]) -> None:
         RunError: It has collapsed; says by which limit, and what to do.
     """
     if trains_autoencoder(config) and pooled.get("psnr") is not None and (why := why_collapsed(pooled)):
+        rounds = "autoencoder-rounds" if config.phase else "num-rounds"
         raise RunError(
             f"The autoencoder has collapsed, or was hardly trained: {why}. Nothing can be built upon its latents. Take "
-            "more num-rounds or local-steps, a larger learning-rate, or a smaller kl-weight in the training preset, "
+            f"more {rounds} or local-steps, a larger learning-rate, or a smaller kl-weight in the training preset, "
             "and look for scans that are blank."
         )

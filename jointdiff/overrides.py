@@ -96,7 +96,7 @@ def absolute_paths(run: RunConfig) -> RunConfig:
     for name in ("data_root", "home", "sites_home", "initial_weights", "autoencoder", "server_data"):
         if getattr(run, name):
             changes[name] = _absolute(getattr(run, name))
-    for name in ("model", "preset"):
+    for name in ("model", "preset", "autoencoder_model", "autoencoder_preset"):
         if getattr(run, name).endswith((".yaml", ".yml")):
             changes[name] = _absolute(getattr(run, name))
     kind, colon, path = run.dataset.partition(":")

@@ -17,6 +17,7 @@ from jointdiff.data import DatasetInfo, info_of
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.events import read_events
 from jointdiff.networks import build, design_of
+from jointdiff.phases import phases_of
 from jointdiff.reproducibility import SERVER, seed_for
 
 
@@ -40,7 +41,7 @@ def prepare(run: RunConfig) -> tuple[Config, DatasetInfo, Path]:
     config = resolve(run, channels=info.channels, num_outputs=info.num_outputs, task=info.task)
     check_startable(config)  # what cannot start must say so before there is a folder
     folder = storage.create_run(home, run.run_name)
-    if config.model.latent:
+    if run.autoencoder:
         latent_run.chosen(run, channels=info.channels).save(folder / latent_run.FILE)
     return config, info, folder
 
@@ -52,12 +53,13 @@ def check_startable(config: Config) -> None:
         ConfigError: The model cannot be built, or something in a private run cannot be private.
         CheckpointError: The weights to start from are missing, damaged, or of another architecture.
     """
-    with torch.device("meta"):
-        build(design_of(config))
-    if config.private:
-        from jointdiff.privacy import refuse_what_cannot_be_private  # Opacus is slow to load, and few need it
+    for phase in phases_of(config):
+        with torch.device("meta"):
+            build(design_of(phase))
+        if phase.private:
+            from jointdiff.privacy import refuse_what_cannot_be_private  # Opacus is slow to load, and few need it
 
-        refuse_what_cannot_be_private(config)
+            refuse_what_cannot_be_private(phase)
     if config.run.initial_weights:
         initial_weights(config)
 

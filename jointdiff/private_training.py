@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 
 from jointdiff import losses, pseudo_labels
-from jointdiff.accounting import epsilon_of, noise_multiplier_for
+from jointdiff.accounting import History, epsilon_of, noise_multiplier_for
 from jointdiff.augment import views_of
-from jointdiff.config import Config, TrainingConfig
+from jointdiff.config import Config, RunConfig, TrainingConfig
 from jointdiff.data.hospital import HospitalData
 from jointdiff.device_memory import Halving, split
 from jointdiff.errors import ConfigError
@@ -25,6 +25,7 @@ from jointdiff.evaluation import predict
 from jointdiff.joint_step import Noised, TermWeights, noise_images
 from jointdiff.model import JointModel, to_network
 from jointdiff.optimizer_state import load_moments, save_moments
+from jointdiff.phase_keys import PhaseConfig
 from jointdiff.privacy import PoissonBatches, PrivateSteps, chunks, refuse_what_cannot_be_private, system_generator
 from jointdiff.schedule import SCHEDULES
 from jointdiff.training import State, learning_rate_at, term_weights
@@ -39,11 +40,22 @@ class PrivacyPlan:
     steps: int  # per round
     num_rounds: int
     delta: float
+    before: History = ()  # of the phase before, in a run of two
+    later: History = ()  # of the phase that follows
 
     @property
     def epsilon(self) -> float:
-        """Epsilon of the whole run, by itself."""
-        return epsilon_of([(self.noise_multiplier, self.sample_rate, self.steps * self.num_rounds)], self.delta)
+        """Epsilon of the whole run, by itself: of all its phases composed."""
+        return epsilon_of([*self.before, *self.ahead(1)], self.delta)
+
+    def ahead(self, round_number: int) -> History:
+        """Return what the run has still to do.
+
+        Args:
+            round_number: Of this phase, 1-based: the first that is still to be trained.
+        """
+        steps = self.steps * (self.num_rounds - round_number + 1)
+        return ((self.noise_multiplier, self.sample_rate, steps), *self.later)
 
 
 _noise_multiplier_for = lru_cache(maxsize=64)(noise_multiplier_for)  # a search of seconds, the same in every round
@@ -63,10 +75,33 @@ def plan_for(config: Config, num_units: int) -> PrivacyPlan:
             "publish one of them. Take a smaller delta."
         )
     rate = min(1.0, run.batch_size / num_units)
+    if config.phase is not None:
+        return _plan_of_phase(run, config.phase, rate)
     sigma = run.noise_multiplier or _noise_multiplier_for(
         run.target_epsilon, run.delta, rate, run.num_rounds * run.local_steps
     )
     return PrivacyPlan(sigma, rate, run.local_steps, run.num_rounds, run.delta)
+
+
+def _plan_of_phase(run: RunConfig, phase: PhaseConfig, rate: float) -> PrivacyPlan:
+    """Return the plan of one phase of two, whose composition stays within the target.
+
+    The first phase alone may spend its share of target-epsilon; the second gets the least noise with which both
+    together stay within the whole. Epsilons do not add up, histories do: that is more than the rest of the share.
+    """
+    counts = [run.local_steps * rounds for rounds in (phase.autoencoder_rounds, phase.joint_rounds)]
+    first = second = run.noise_multiplier
+    if not first:
+        first = _noise_multiplier_for(run.autoencoder_budget * run.target_epsilon, run.delta, rate, counts[0])
+        second = _noise_multiplier_for(
+            run.target_epsilon, run.delta, rate, counts[1], spent=((first, rate, counts[0]),)
+        )
+    history: History = ((first, rate, counts[0]), (second, rate, counts[1]))
+    here = phase.number - 1
+    return PrivacyPlan(
+        history[here][0], rate, run.local_steps, run.num_rounds, run.delta, before=history[:here],
+        later=history[here + 1 :],
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +44,36 @@ class RunRecord:
         self.config = config
         self._events = EventLog(folder / "events.jsonl", listener)
         self._resumable = resumable
+        self._part: checkpoint.Part | None = None  # the autoencoder of a latent run, once it was read
         self._started = time.monotonic()
         self._history = History(read_events(folder / "events.jsonl") if (folder / "events.jsonl").exists() else ())
-        storage.write_atomic(folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+        self.write_config(config)
+
+    def write_config(self, config: Config) -> None:
+        """Write config.yaml: the configuration of the whole run."""
+        storage.write_atomic(self.folder / "config.yaml", yaml.safe_dump(config.to_dict(), sort_keys=False))
+
+    def enter(self, config: Config, *, anew: bool = True) -> None:
+        """Go into a phase of the run: from here on its rounds are told, and checkpoints hold its configuration.
+
+        Args:
+            config: Of the phase, which in most runs is the only one.
+            anew: False where a run that is resumed was in the phase already.
+        """
+        self.config, self._part = config, None
+        if (phase := config.phase) is not None and anew:
+            first, last = phase.rounds_before + 1, phase.rounds_before + config.run.num_rounds
+            self.event("phase_started", round=0, phase=phase.name, number=phase.number, num_phases=2,
+                       first_round=first, last_round=last, autoencoder=config.model.autoencoder or None)  # fmt: skip
 
     def event(self, name: str, **fields: Any) -> None:
-        """Append one event; metrics.json follows where the event changes its numbers."""
+        """Append one event; metrics.json follows where the event changes its numbers.
+
+        Args:
+            fields: `round` is counted within the phase, and written as counted through the run.
+        """
+        if "round" in fields:
+            fields["round"] += self.config.rounds_before
         if self._history.add(self._events.append(name, **fields)):
             storage.write_json(self.folder / "metrics.json", self._history.to_metrics())
 
@@ -66,7 +89,10 @@ class RunRecord:
         )
 
     def resume(self, round_number: int) -> None:
-        """Say that the run goes on after a round: what its events tell of later rounds was given up."""
+        """Say that the run goes on after a round, counted through it: what its events tell of later ones was given up.
+
+        It comes before any phase is entered.
+        """
         self.event("run_resumed", round=round_number, **_versions())
 
     @property
@@ -79,12 +105,12 @@ class RunRecord:
         """The pooled metrics of the last evaluated round; {} where every hospital withheld them."""
         return self._history.final.get("pooled") or {}
 
-    @cached_property
+    @property
     def _autoencoder(self) -> checkpoint.Part | None:
         """Of a latent run: its autoencoder goes into every checkpoint, so that one file is the whole model."""
-        if not self.config.model.latent:
-            return None
-        return checkpoint.Part(*latent_run.to_tensors(latent_run.open_in(self.folder, self.config.model)))
+        if self.config.model.latent and self._part is None:
+            self._part = checkpoint.Part(*latent_run.to_tensors(latent_run.open_in(self.folder, self.config.model)))
+        return self._part
 
     def save_checkpoint(
         self, kind: str, tensors: Mapping[str, np.ndarray], *, round_number: int, metric: float | None, metric_name: str
@@ -96,7 +122,7 @@ class RunRecord:
             path,
             {name: torch.from_numpy(array) for name, array in tensors.items()},
             self.config,
-            round_number=round_number,
+            round_number=round_number + self.config.rounds_before,
             metric=metric,
             metric_name=metric_name,
             code_hash=identity.code_hash(),

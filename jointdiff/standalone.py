@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from jointdiff import local_work, storage
-from jointdiff.config import Config, RunConfig
+from jointdiff import latent_run, local_work, storage
+from jointdiff.config import Config, RunConfig, trains_autoencoder
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
@@ -23,6 +23,7 @@ from jointdiff.latent_run import space_in
 from jointdiff.local_work import merged, statistics_of
 from jointdiff.model import JointModel
 from jointdiff.networks import Network, build, design_of
+from jointdiff.phases import phases_of, with_autoencoder
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.record import RunRecord
 from jointdiff.settings import AT_SERVER
@@ -89,10 +90,16 @@ def train_on(
                 num_labels=data.train.num_labelled, duration_s=0.0, device=str(device), metrics={}, bytes_in=0,
                 bytes_out=0, table=class_table(data),
             )  # fmt: skip
-            space = space_in(folder, config, device)
-            seen, others = seen_data(data, space), [seen_images(images, space) for images in elsewhere]
-            pooled = _rounds(config, seen, name, index, others, device, record)
-            local_work.check_outcome(config, pooled)
+            for number in range(len(phases_of(config))):
+                phase = phases_of(config)[number]
+                record.enter(phase)
+                space = space_in(folder, phase, device)
+                seen, others = seen_data(data, space), [seen_images(images, space) for images in elsewhere]
+                pooled, average = _rounds(phase, seen, name, index, others, device, record)
+                local_work.check_outcome(phase, pooled)
+                if config.run.latent and trains_autoencoder(phase):
+                    config = with_autoencoder(config, latent_run.freeze(folder, phase, average).fingerprint)
+                    record.write_config(config)
             record.finish()
         except BaseException as error:
             record.fail(error)
@@ -103,9 +110,10 @@ def train_on(
 def _rounds(
     config: Config, data: HospitalData, name: str, index: int, elsewhere: Sequence[ImageSet], device: torch.device,
     record: RunRecord,
-) -> dict[str, Any]:  # fmt: skip
-    """Train through all rounds and return the pooled metrics of the last one."""
+) -> tuple[dict[str, Any], Tensors]:  # fmt: skip
+    """Train through all rounds of a phase and return the pooled metrics of the last one, and the averaged weights."""
     run = config.run
+    told = {"phase": config.phase.name} if config.phase else {}
     weights: Tensors = initial_weights(config)
     average, state = weights, None
     model = build(design_of(config)).to(device)
@@ -121,7 +129,7 @@ def _rounds(
 
     prepare_head(0)
     for number in range(1, run.num_rounds + 1):
-        record.event("round_started", round=number, num_rounds=run.num_rounds, hospitals=[name])
+        record.event("round_started", round=number, num_rounds=config.all_rounds, hospitals=[name], **told)
         _load(model, weights)
         metrics, state = local_work.train(
             model, data, config, round_number=number, hospital_index=index, device=device, state=state
@@ -136,7 +144,7 @@ def _rounds(
         pooled = merged([own, *(statistics_of(model, images, config, device) for images in elsewhere)]).finish()
         record.event("evaluated", round=number, pooled=pooled, hospitals={name: own.finish()}, heldout_auc=heldout)
         record.save_round(average, round_number=number, heldout_auc=heldout)
-    return pooled
+    return pooled, average
 
 
 def _load(model: Network, tensors: Tensors) -> None:

@@ -56,6 +56,8 @@ def without_folders(config: Config) -> Config:
         model=_file_name(config.run.model),
         preset=_file_name(config.run.preset),
         autoencoder=_file_name(config.run.autoencoder),
+        autoencoder_model=_file_name(config.run.autoencoder_model),
+        autoencoder_preset=_file_name(config.run.autoencoder_preset),
     )
     encoder = config.autoencoder
     return replace(

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from jointdiff.config import Config
+from jointdiff.config import Config, trains_autoencoder
 from jointdiff.data import class_table
 from jointdiff.data.server_set import server_data
 from jointdiff.evaluation import predict
@@ -50,8 +50,9 @@ class LabelledSet:
 
     @classmethod
     def of(cls, config: Config, record: RunRecord, autoencoder: SharedAutoencoder) -> LabelledSet | None:
-        """Return the server's images, None where it has none of its own."""
-        return cls(config, record, autoencoder) if config.run.label_split == AT_SERVER else None
+        """Return the server's images, None where it has none of its own, or no label is looked at."""
+        own = config.run.label_split == AT_SERVER and not trains_autoencoder(config)
+        return cls(config, record, autoencoder) if own else None
 
     def introduce(self) -> None:
         """Say in the events what there is."""

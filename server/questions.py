@@ -103,7 +103,7 @@ class Questions:
 
         Args:
             kind: One of protocol.KINDS.
-            number: Of the round; 0 before the first.
+            number: Of the round, counted within the phase; 0 before the first.
             tensors: What travels with the question; a Sent says too how the instructions name it and answers are read.
             minimum: Good answers wanted; with fewer the question is repeated.
             check: Called with each reply and its tensors; a ValueError rejects the reply.
@@ -201,8 +201,9 @@ class Questions:
         found = (
             f"only {len(answers.good)} of the {minimum} hospitals that are needed" if answers.good else "no hospital"
         )
+        at = number + self._config.rounds_before
         text = (
-            f"In round {number} {found} could {_ASKED.get(kind, kind)}, so the run stops. {reasons}. The details are "
+            f"In round {at} {found} could {_ASKED.get(kind, kind)}, so the run stops. {reasons}. The details are "
             f"in each hospital's own log, in a simulation {logs}."
         )
         return TooFewError(text, kind=kind, num_good=len(answers.good), minimum=minimum)
@@ -214,7 +215,7 @@ class Questions:
             run_name=run.run_name,
             hospital=hospital,
             hospital_index=index,
-            round=number,
+            round=number + self._config.rounds_before,
             config=self._config.to_dict(),
             site_folder="" if run.over_sites else str(self._sites / hospital),
             code_version=identity.code_version(),

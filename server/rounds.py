@@ -15,13 +15,14 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from jointdiff import local_work, protocol, storage
+from jointdiff import latent_run, local_work, protocol, storage
 from jointdiff.config import Config, RunConfig, trains_autoencoder
 from jointdiff.data.base import DatasetInfo
 from jointdiff.ema import moving_average
 from jointdiff.errors import RunError
 from jointdiff.head_sums import add_sums
 from jointdiff.networks import network_with
+from jointdiff.phases import phases_of, with_autoencoder
 from jointdiff.preparation import initial_weights, prepare, reopen
 from jointdiff.record import Listener, RunRecord
 from jointdiff.training import select_device
@@ -60,21 +61,40 @@ def run_federation(grid: Grid, run: RunConfig, *, callback: Listener | None = No
         state = read_state(folder) if run.resume else None
         record = RunRecord(folder, config, callback, resumable=True)
         try:
-            federation = Federation(grid, config, record)
             if run.resume:
                 record.resume(state.round_number if state else 0)
             else:
-                record.start(info, federation.hospitals.names)
-            federation.begin(state)
-            while federation.round_number < config.run.num_rounds:
-                federation.next_round()
-            local_work.check_outcome(config, record.last_pooled)
-            federation.show(info)
+                record.start(info, config.run.hospital_names)
+            _run_phases(grid, config, record, state).show(info)
             record.finish()
         except BaseException as error:
             record.fail(error)
             raise
     return folder
+
+
+def _run_phases(grid: Grid, config: Config, record: RunRecord, state: RunState | None) -> Federation:
+    """Work through what is left of a run's phases, mostly the only one, and return the federation of the last.
+
+    Raises:
+        RunError: The first of two has left an autoencoder that nothing may be built upon: the second does not start.
+    """
+    federation: Federation | None = None
+    for number in range(state.phase if state else 1, len(phases_of(config)) + 1):
+        phase = phases_of(config)[number - 1]
+        reached = state if state and state.phase == number else None
+        record.enter(phase, anew=reached is None)
+        federation = Federation(grid, phase, record, before=federation)
+        federation.begin(reached)
+        while federation.round_number < phase.run.num_rounds:
+            federation.next_round()
+        local_work.check_outcome(phase, record.last_pooled)
+        if config.run.latent and trains_autoencoder(phase):
+            frozen = latent_run.freeze(record.folder, phase, federation.average)
+            config = with_autoencoder(config, frozen.fingerprint)
+            record.write_config(config)
+    assert federation is not None, "a run has a phase"
+    return federation
 
 
 def _nodes_of(names: Sequence[str], home: Path) -> dict[str, int]:
@@ -92,21 +112,32 @@ def _nodes_of(names: Sequence[str], home: Path) -> dict[str, int]:
     return {name: known[name] for name in names}
 
 
-class Federation:
-    """The server's side of a run: the global weights, their average over the rounds, and what to do with replies."""
+def _hospitals(grid: Grid, config: Config) -> Hospitals:
+    names = list(config.run.hospital_names)
+    return Hospitals(
+        grid,
+        names,
+        one_each=config.run.secure_aggregation,
+        nodes=_nodes_of(names, storage.home_path(config.run.home)) if config.run.over_sites else None,
+        reply_timeout_s=config.run.round_timeout_s,
+    )
 
-    def __init__(self, grid: Grid, config: Config, record: RunRecord) -> None:
+
+class Federation:
+    """The server's side of a run, or of one of its phases: the global weights, their average, what to do with replies.
+
+    Rounds are counted within the phase; the record and the hospitals are told those of the run.
+
+    Args:
+        before: Of the phase before, if this process has been through it: its hospitals are known already.
+    """
+
+    def __init__(self, grid: Grid, config: Config, record: RunRecord, *, before: Federation | None = None) -> None:
         self.config = config
         self.record = record
         names = list(config.run.hospital_names)
         secure = config.run.secure_aggregation
-        self.hospitals = Hospitals(
-            grid,
-            names,
-            one_each=secure,
-            nodes=_nodes_of(names, storage.home_path(config.run.home)) if config.run.over_sites else None,
-            reply_timeout_s=config.run.round_timeout_s,
-        )
+        self.hospitals: Hospitals = before.hospitals if before else _hospitals(grid, config)
         self.questions = Questions(self.hospitals, config, record)
         self.secure_sums = SecureSums(self.questions, names, config, record) if secure else None
         self.exchange = Exchange(config)
@@ -116,8 +147,8 @@ class Federation:
         self.moments = initial_moments(config.run.strategy, self.weights)  # of the server's optimiser
         self.autoencoder = SharedAutoencoder(config, record.folder, names)
         self.labelled_set = LabelledSet.of(config, record, self.autoencoder)  # the server's own, mostly none
-        self._undescribed = names
-        self._allow_samples: set[str] = set()  # hospitals that let the server draw samples
+        self._undescribed: list[str] = before._undescribed if before else names
+        self._allow_samples: set[str] = before._allow_samples if before else set()  # these let the server draw samples
 
     def begin(self, state: RunState | None) -> None:
         """Meet the hospitals, then take up the state of a run that is resumed, or solve the first head."""
@@ -128,7 +159,7 @@ class Federation:
             self.prepare_head(0)
             self._save()
             return
-        self.round_number = state.round_number
+        self.round_number = self.config.own_round(state.round_number)
         self.weights, self.average, self.moments = dict(state.weights), dict(state.average), dict(state.moments)
         if self.labelled_set:
             self.labelled_set.state = state.labelled_set
@@ -150,7 +181,8 @@ class Federation:
         """Train, merge, solve the head, evaluate, save."""
         number = self.round_number + 1
         asked = asked_to_train(self.hospitals.names, self.config.run, number)
-        self.record.event("round_started", round=number, num_rounds=self.config.run.num_rounds, hospitals=list(asked))
+        self.record.event("round_started", round=number, num_rounds=self.config.all_rounds, hospitals=list(asked),
+                          **({"phase": self.config.phase.name} if self.config.phase else {}))  # fmt: skip
         self.describe(number)
         self._train(number, asked)
         self.prepare_head(number)
@@ -161,7 +193,9 @@ class Federation:
 
     def _save(self) -> None:
         own = self.labelled_set.state if self.labelled_set else {}
-        write_state(self.record.folder, RunState(self.round_number, self.weights, self.average, self.moments, own))
+        number, phase = self.round_number + self.config.rounds_before, self.config.phase
+        state = RunState(number, self.weights, self.average, self.moments, own, phase=phase.number if phase else 1)
+        write_state(self.record.folder, state)
 
     def show(self, info: DatasetInfo) -> None:
         """Let the hospitals explain decisions and grade samples; draw a panel of samples here."""

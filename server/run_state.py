@@ -37,6 +37,7 @@ class RunState:
     labelled_set: Tensors = field(
         default_factory=dict
     )  # of the training on the server's own images, {} where it has none
+    phase: int = 1  # of the run, from 1; after the last round of the first the second may have begun or not
 
 
 def write_state(run_folder: Path, state: RunState) -> Path:
@@ -51,9 +52,10 @@ def write_state(run_folder: Path, state: RunState) -> Path:
         for part in _PARTS
         for name, array in getattr(state, part).items()
     }
+    facts = {"format": FORMAT, "round": json.dumps(state.round_number), "phase": json.dumps(state.phase)}
     try:
         with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"format": FORMAT, "round": json.dumps(state.round_number)})
+            save_file(tensors, temporary, metadata=facts)
     except OSError as error:
         raise RunError(
             f"The state after round {state.round_number} cannot be written to {path}: {error.strerror or error}. The "
@@ -81,8 +83,10 @@ def read_state(run_folder: Path) -> RunState | None:
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in _PARTS}
     try:
         with safe_open(str(path), framework="numpy") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
+            facts = file.metadata() or {}
+            if facts.get("format") != FORMAT:
                 raise ValueError(f"its format is not {FORMAT}")
+            phase = int(facts.get("phase", "1"))
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 part, _, name = key.partition("/")
                 parts[part][name] = file.get_tensor(key)
@@ -92,7 +96,7 @@ def read_state(run_folder: Path) -> RunState | None:
         raise CheckpointError(
             f"The run's state after round {number}, {path}, is damaged or cut ({error}). {remedy}"
         ) from None
-    return RunState(number, **parts)
+    return RunState(number, **parts, phase=phase)
 
 
 def _path(run_folder: Path, number: int) -> Path:

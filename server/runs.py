@@ -125,7 +125,7 @@ def summary(folder: Path) -> RunSummary:
         nothing,
         state=state_of(run, writing=writing),
         round=int(run.final.get("round") or 0),
-        num_rounds=run.run_config.get("num-rounds"),
+        num_rounds=run.num_rounds,
         method=run.run_config.get("method"),
         dataset=run.run_config.get("dataset"),
         num_hospitals=len(run.hospitals) or None,

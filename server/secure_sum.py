@@ -51,6 +51,7 @@ class SecureSums:
         """
         self._questions = questions
         self._names = tuple(names)
+        self._config = config
         self._run = config.run
         self._record = record
         self._usual_norm = 0.0  # of the mean change of the round before; 0 = not known
@@ -126,7 +127,8 @@ class SecureSums:
             except TooFewError as error:
                 failed = error
             except ValueError as error:
-                text = f"In round {number} the secure sum came to nothing, so the run stops: {error}."
+                at = number + self._config.rounds_before
+                text = f"In round {at} the secure sum came to nothing, so the run stops: {error}."
                 failed = TooFewError(text, kind=kind, num_good=0, minimum=session.minimum)
             else:
                 self._record.event(

@@ -120,8 +120,10 @@ def check(run: RunConfig) -> Config:
     for index in range(run.num_hospitals):
         data = hospital_data(run, index)
         if config.private:
+            from jointdiff.phases import phases_of
             from jointdiff.privacy import num_units
             from jointdiff.private_training import plan_for
 
-            plan_for(config, num_units(data.train))
+            for phase in phases_of(config):
+                plan_for(phase, num_units(data.train))
     return config

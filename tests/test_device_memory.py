@@ -17,10 +17,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from client.preflight.trial_step import random_data
+from jointdiff.autoencoder import Autoencoder
+from jointdiff.autoencoder_config import AutoencoderConfig
+from jointdiff.autoencoder_training import _add_gradients, draw_eps, train_autoencoder_round
 from jointdiff.config import Config, RunConfig, TrainingConfig
 from jointdiff.device_memory import Halving, split
 from jointdiff.errors import DeviceMemoryError
 from jointdiff.privacy import PrivateSteps
+from jointdiff.private_autoencoder import train_private_autoencoder_round
 from jointdiff.private_training import JointLoss, PrivacyPlan, Randomness, _add, train_private_round
 from jointdiff.training import train_round
 from tests import test_privacy
@@ -97,6 +101,56 @@ def test_half_the_memory_gives_the_same_weights(training, caplog):
         assert told_halved[name] == pytest.approx(told[name], rel=1e-4), name
     (said,) = caplog.messages
     assert "batch-size 16" in said and "two halves" in said
+
+
+def autoencoder_round(limit: float = float("inf"), *, noise: float = 0.0):
+    """Train one round of an autoencoder under a limit; return the weights, what was told, and the device's memory."""
+    design = AutoencoderConfig(image_size=16, widths=(8,), num_blocks=1)
+    run = replace(RUN, method="autoencoder", batch_size=16, local_steps=2, noise_multiplier=noise)
+    config = Config(run, replace(MODEL, image_size=16), TrainingConfig(head="gradient"), design)
+    torch.manual_seed(0)
+    model, data = Autoencoder(design), random_data(config)
+    with Memory(limit) as memory:
+        if noise:
+            plan = PrivacyPlan(noise, 0.5, 2, run.num_rounds, 1e-4)
+            draws = Randomness(*(torch.Generator().manual_seed(seed) for seed in range(3)))
+            told, _ = train_private_autoencoder_round(
+                model, data, config, plan, round_number=1, device=CPU, state=None, randomness=draws
+            )
+        else:
+            told, _ = train_autoencoder_round(
+                model, data, config, round_number=1, hospital_index=0, device=CPU, state=None
+            )
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, told, memory
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-6], ids=["plain", "private"])
+def test_half_the_memory_gives_the_same_autoencoder(noise: float):
+    autoencoder_round(noise=noise)  # what is made once and kept is no part of a step
+    whole, told, memory = autoencoder_round(noise=noise)
+    halved, told_halved, tight = autoencoder_round(0.8 * memory.peak, noise=noise)
+    assert tight.refused == 1
+    assert "batch_parts" not in told and told_halved.get("batch_parts") == (None if noise else 2)
+    torch.manual_seed(0)
+    start = Autoencoder(AutoencoderConfig(image_size=16, widths=(8,), num_blocks=1)).state_dict()
+    # Adam divides by the gradient's size: where that is nearly nothing, rounding is not; hence no single weight.
+    moved, apart = (sum(float((whole[n] - other[n]).abs().sum()) for n in whole) for other in (start, halved))
+    assert moved > 100 * apart
+
+
+def test_the_gradients_of_an_autoencoders_batch_are_the_same_in_parts():
+    design, generator = AutoencoderConfig(image_size=16, widths=(8,), num_blocks=1), torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    model, x = Autoencoder(design), torch.rand((7, 1, 16, 16), generator=generator) * 2 - 1
+    eps, found = draw_eps(model, x, generator), []
+    for parts in (1, 3):
+        model.zero_grad()
+        terms = _add_gradients(model, x, eps, TrainingConfig(), "off", parts)
+        grads = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        found.append((torch.cat([g.flatten() for g in grads]), torch.stack(list(terms.values()))))
+    (whole, told), (parted, told_parted) = found
+    assert torch.allclose(whole, parted, rtol=1e-4, atol=1e-6 * float(whole.abs().max()))
+    assert torch.allclose(told, told_parted, rtol=1e-5)
 
 
 def test_where_halves_do_not_fit_either_the_error_says_what_to_do():

@@ -8,7 +8,7 @@ import torch
 
 from jointdiff.autoencoder import Autoencoder
 from jointdiff.autoencoder_config import AutoencoderConfig
-from jointdiff.autoencoder_training import reconstruction_terms
+from jointdiff.autoencoder_training import draw_eps, reconstruction_terms
 from jointdiff.config import TrainingConfig
 from jointdiff.data.phantom import draw_scans, phantom_info
 from jointdiff.model import to_network
@@ -28,7 +28,7 @@ def network() -> Autoencoder:
 def losses(model: Autoencoder, x: torch.Tensor) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     training = TrainingConfig(feature_weight=0.1, kl_weight=0.1)
-    return reconstruction_terms(model, x, training, generator)["loss"]
+    return reconstruction_terms(model, x, training, draw_eps(model, x, generator))["loss"]
 
 
 @pytest.mark.parametrize("clip", [1e9, 0.05])

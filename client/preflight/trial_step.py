@@ -21,15 +21,23 @@ from jointdiff.data import HospitalData, ImageSet, info_of
 from jointdiff.data.base import UNKNOWN
 from jointdiff.errors import DeviceMemoryError, JointDiffError
 from jointdiff.networks import build, design_of
+from jointdiff.phases import phases_of
 from jointdiff.training import select_device
 
 
 def measure(config: Config, device_name: str) -> dict[str, Any]:
-    """Do one step of the last round, in which every term of the loss counts.
+    """Do one step of the last round of every phase of a run, and return what the most demanding one has taken.
 
     Returns:
         device, seconds, peak_bytes, parts that the batch was done in; or error, and whether it is about memory.
     """
+    found = [_step_of(phase, device_name) for phase in phases_of(config)]
+    failed = (one for one in found if "error" in one)
+    return next(failed, None) or max(found, key=lambda one: one["peak_bytes"])
+
+
+def _step_of(config: Config, device_name: str) -> dict[str, Any]:
+    """Do one step of the last round, in which every term of the loss counts."""
     try:
         device = select_device(device_name)
         run = replace(config.run, local_steps=1)

@@ -67,7 +67,10 @@ def _model(run: RunData, checkpoint: Checkpoint) -> str:
         ["network", f"{text(Path(str(model['name'])).name)}, {number(weights)} numbers in its state"],
         ["input", size],
         ["output", f"{text(model['task'])}, {model['num-outputs']}: {text(', '.join(run.class_names) or MISSING)}"],
-        ["weights", f"average over the rounds, after round {checkpoint.round_number} of {asked['num-rounds']}"],
+        [
+            "weights",
+            f"average over the rounds, after round {checkpoint.round_number} of {checkpoint.config.all_rounds}",
+        ],
         *[[key, _setting(asked[key])] for key in _SETTINGS if asked.get(key) not in (None, "")],
         *[[key, _setting(training[key])] for key in _TRAINING if key in training],
     ]

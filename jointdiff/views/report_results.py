@@ -37,6 +37,9 @@ def headline(run: RunData) -> Html | None:
         ("Balanced accuracy", with_error(pooled, "balanced_accuracy"), f"{where}; chance {1 / num_outputs:.2f}"),
         ("AUC", with_error(pooled, "auc"), f"{where}; chance 0.50"),
     ]  # fmt: skip
+    if len(run.phases) > 1 and "psnr" not in pooled:
+        first = mapping(run.phases[0].final.get("pooled"))
+        measures.append(("PSNR", f"{number(first.get('psnr'), 1)} dB", "of the autoencoder, when it was frozen"))
     tiles = [
         *measures,
         ("Labelled images" if not multi_label else "Labels given",
@@ -61,6 +64,18 @@ def curves(run: RunData, *, last_round: int | None = None) -> Html | None:
     """
     if not run.rounds and not run.replies("train"):
         return None
+    phases = run.phases
+    if len(phases) == 1:
+        return _charts(phases[0], last_round)
+    first, second = phases
+    return element(
+        "div", element("h3", "First phase: the autoencoder"), _charts(first, None),
+        element("h3", "Second phase: the model on its latents"), _charts(second, last_round),
+    )  # fmt: skip
+
+
+def _charts(run: RunData, last_round: int | None) -> Html:
+    """Return the charts of a run, or of one of its phases."""
     numbers = [float(event["round"]) for event in run.of("round_started", "evaluated")]
     rounds = (min(numbers), max(*numbers, float(last_round or 0), min(numbers))) if numbers else None
     why = {"missing": "Withheld by the hospitals: see “On the test images”."} if run.final.get("withheld") else {}

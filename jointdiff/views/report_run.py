@@ -36,6 +36,8 @@ def summary_sentence(run: RunData) -> str:
     count = len(run.hospitals)
     who = f"{count} hospitals learned together" if count != 1 else "One hospital learned"
     what = _METHODS.get(method, method)
+    if run.run_config.get("latent") is True:
+        what = f"{_METHODS['autoencoder']}, then {what} on its latents"
     return f"{who}: {what}, seed {run.run_config.get('seed', MISSING)}, started {when} UTC."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,29 @@ class RunData:
     def final(self) -> dict[str, Any]:
         """The last round's entry; {} where nothing was evaluated."""
         return mapping(self.metrics.get("final")) or (self.rounds[-1] if self.rounds else {})
+
+    @property
+    def num_rounds(self) -> int | None:
+        """How many rounds the run was asked for, all phases together; None where nothing tells."""
+        asked, first = self.run_config.get("num-rounds"), self.run_config.get("autoencoder-rounds")
+        if not isinstance(asked, int):
+            return None
+        return asked + first if self.run_config.get("latent") is True and isinstance(first, int) else asked
+
+    @property
+    def phases(self) -> list[RunData]:
+        """The run's phases that have begun, each with its own rounds; of a run of one phase itself."""
+        begun = {event.get("number"): event for event in self.of("phase_started")}
+        ranges = [(event.get("first_round"), event.get("last_round")) for event in begun.values()]
+        return [self._between(first, last) for first, last in ranges if first and last] or [self]
+
+    def _between(self, first: int, last: int) -> RunData:
+        def inside(entry: Mapping[str, Any]) -> bool:
+            return isinstance(entry.get("round"), int) and first <= entry["round"] <= last
+
+        rounds = [entry for entry in self.rounds if inside(entry)]
+        metrics = {**self.metrics, "rounds": rounds, "final": rounds[-1] if rounds else {}}
+        return replace(self, events=[event for event in self.events if inside(event)], metrics=metrics)
 
     def replies(self, kind: str | None = None) -> list[Event]:
         """Return the replies of the hospitals, of one kind or of all."""

@@ -78,8 +78,16 @@ class ProgressPrinter:
         hospitals = event.get("hospitals") or []
         self._say(f"Run {event.get('run_name')}: {dataset.get('name', 'unknown data')}, {kind}. "
                   "Research use, no medical device.")  # fmt: skip
+        first = f", after {run.get('autoencoder-rounds')} for the autoencoder" if run.get("latent") else ""
         self._say(f"{len(hospitals)} hospitals, {run.get('num-labels') or 'all'} labels, method {run.get('method')}, "
-                  f"{run.get('num-rounds')} rounds of {run.get('local-steps')} steps.")  # fmt: skip
+                  f"{run.get('num-rounds')} rounds of {run.get('local-steps')} steps{first}.")  # fmt: skip
+
+    def _on_phase_started(self, event: Mapping[str, Any]) -> None:
+        self.close()
+        self._rows, self._times = [], []  # other columns, another pace
+        what = "the autoencoder" if event.get("phase") == AUTOENCODER else "the model on its latents"
+        self._say(f"Phase {event.get('number')} of {event.get('num_phases')}, rounds {event.get('first_round')} to "
+                  f"{event.get('last_round')}: {what}.")  # fmt: skip
 
     def _on_server_set(self, event: Mapping[str, Any]) -> None:
         self._say(f"The server holds {number(mapping(event.get('table')).get('num_labelled'))} labelled images.")
@@ -87,6 +95,8 @@ class ProgressPrinter:
     def _on_round_started(self, event: Mapping[str, Any]) -> None:
         self._end_round({}, _seconds(event))
         self._round, self._training, self._open = event, {}, True
+        if event.get("phase"):
+            self._encodes = event["phase"] == AUTOENCODER
         self._answered, self._asked = 0, len(event.get("hospitals") or [])
         self._num_rounds = int(event.get("num_rounds") or self._num_rounds)
         self._started_at = _seconds(event)

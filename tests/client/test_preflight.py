@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -15,7 +16,7 @@ from client import keys, preflight, versions
 from client.cli import main
 from client.preflight import facts, federation, machine, own_data, software
 from client.preflight.trial_step import measure, random_data
-from jointdiff.config import Config
+from jointdiff.config import Config, resolve
 from jointdiff.data import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.ledger import Ledger
@@ -167,8 +168,6 @@ def test_the_ceiling_against_what_is_asked(site, tiny_files):
 
 def test_a_trial_step_is_a_real_one_and_tells_what_fails(tiny_run):
     run = tiny_run(num_labels=0)
-    from jointdiff.preparation import resolve
-
     config = resolve(run, channels=3, num_outputs=2, task="multi-label")
     data = random_data(config)
     assert isinstance(data, HospitalData) and data.train.images.shape == (8, 16, 16, 3)
@@ -177,6 +176,17 @@ def test_a_trial_step_is_a_real_one_and_tells_what_fails(tiny_run):
     assert found["device"] == "cpu" and found["seconds"] > 0 and found["peak_bytes"] > 10_000_000
     assert found["parts"] == 1
     assert "no GPU" in measure(config, "cuda:77")["error"] or "GPU(s)" in measure(config, "cuda:77")["error"]
+
+
+def test_a_trial_of_a_run_of_two_phases_is_a_step_of_either(tiny_run, tmp_path):
+    (tmp_path / "kl-tiny.yaml").write_text("widths: [8]\nnum-blocks: 0\n")
+    run = tiny_run(latent=True, autoencoder_model=str(tmp_path / "kl-tiny.yaml"))
+    config = resolve(run, channels=1, num_outputs=2, task="multi-class")
+    assert measure(config, "cpu")["parts"] == 1
+    assert config.autoencoder is not None
+    unfit = dataclasses.replace(config, autoencoder=dataclasses.replace(config.autoencoder, image_size=15))
+    with pytest.raises(ValueError, match="is no multiple"):
+        measure(unfit, "cpu")
 
 
 def test_a_step_that_is_killed_is_memory(site, tiny_files, monkeypatch):

@@ -54,6 +54,7 @@ SETTINGS = {
         "batch-size": 16,
         "explain": 0,
     },
+    "latent_128": {"image-size": 128, "latent": True, "explain": 16},
 }
 
 
@@ -63,22 +64,19 @@ def test_the_app_of_a_setting_differs_in_what_makes_it_one_and_can_start(name: s
     assert checks.app_defaults(app) == to_mapping(RunConfig()) | SETTINGS[name]
     rows = [line.split("|")[1:3] for line in (app / "README.md").read_text().splitlines() if line.startswith("| ")]
     told = {key.strip(): value.strip() for key, value in rows if key.strip() != "differs"}
-    assert told == {key: str(value) for key, value in SETTINGS[name].items()}
+    assert told == {key: str(value).lower() for key, value in SETTINGS[name].items()}
     checks.check(checks.prepare(app, [f"home={tmp_path}"]))
 
 
-def test_the_app_on_latents_differs_in_what_makes_it_one_and_names_the_autoencoder_that_is_missing(
+def test_the_app_on_latents_takes_a_frozen_autoencoder_too_and_names_one_that_is_missing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    app = checks.find_app("latent_128")
-    changes = {"image-size": 128, "autoencoder": "~/.jointdiff/autoencoders/128.safetensors", "explain": 16}
-    assert checks.app_defaults(app) == to_mapping(RunConfig()) | changes
     missing = tmp_path / "none.safetensors"
-    code, line = fails(capsys, tmp_path, f"autoencoder={missing}", simulation="latent_128")
+    code, line = fails(capsys, tmp_path, f"latent=false autoencoder={missing}", simulation="latent_128")
     assert code == 4 and f"There is no autoencoder at {missing}" in line
 
 
-@pytest.mark.parametrize("name", ["3_hospitals", "3_hospitals_private", "latent_128", *SETTINGS])
+@pytest.mark.parametrize("name", ["3_hospitals", "3_hospitals_private", *SETTINGS])
 def test_an_app_carries_no_code_and_no_dependencies(name: str) -> None:
     app = APP.with_name(name)
     assert not [path for path in app.rglob("*") if path.suffix == ".py"]

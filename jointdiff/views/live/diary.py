@@ -87,6 +87,10 @@ def _text(event: Event) -> str | None:
         return f"The run began with {len(event.get('hospitals') or [])} hospitals"
     if kind == "run_resumed":
         return f"The run was carried on after round {round_number}"
+    if kind == "phase_started":
+        what = "the autoencoder" if event.get("phase") == "autoencoder" else "the model on the autoencoder's latents"
+        return (f"Phase {event.get('number', '?')} of {event.get('num_phases', '?')} began, rounds "
+                f"{event.get('first_round', '?')} to {event.get('last_round', '?')}: {what}")  # fmt: skip
     if kind == "round_started":
         asked = len(event.get("hospitals") or [])
         return f"Round {round_number} of {event.get('num_rounds', '?')} began, {asked} hospitals asked"

@@ -121,7 +121,7 @@ def _round_number(run: RunData) -> int:
 
 
 def _num_rounds(run: RunData) -> int:
-    told = run.last("round_started").get("num_rounds") or run.run_config.get("num-rounds")
+    told = run.last("round_started").get("num_rounds") or run.num_rounds
     return told if isinstance(told, int) and told > 0 else 0
 
 
