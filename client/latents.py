@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from client import sealed
 from jointdiff import latent_run
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, streaming
-from jointdiff.errors import CheckpointError, RefusedError
+from jointdiff.errors import CheckpointError, DataError, RefusedError
 from jointdiff.protocol import LACKS_AUTOENCODER, RoundInstructions
 from jointdiff.spaces import CODE_RANGE, PIXELS, Latents, Space
 
@@ -67,13 +68,17 @@ def space_of(config: Config, site_folder: Path, device: torch.device) -> Space:
         raise RefusedError(f"{LACKS_AUTOENCODER}. It takes part again when the server sends it.") from None
 
 
-def seen(data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool = True) -> HospitalData:
+def seen(
+    data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool = True, key_file: str = ""
+) -> HospitalData:  # fmt: skip
     """Return what the network sees of this site's scans: themselves, or their latents, computed once.
 
     Args:
         on_disk: False keeps latents in the memory of this process alone: the next process computes them again.
+        key_file: Of the key that they are sealed with on the disk; '' leaves them as they are.
 
     Raises:
+        ConfigError: The key is no good.
         DataError: The cache cannot be written.
     """
     if not isinstance(space, Latents):
@@ -83,7 +88,9 @@ def seen(data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool =
     key = _key(space.autoencoder.fingerprint, arrays)
     shape = space.autoencoder.latent_shape
     make = _Maker(space, arrays)
-    if on_disk:
+    if on_disk and key_file:
+        codes = _sealed(site_folder / CACHE, key, (sum(map(len, arrays)), shape[1], shape[2], shape[0]), make, key_file)
+    elif on_disk:
         folder, form = site_folder / CACHE, (shape[1], shape[2], shape[0])
         found = streaming.find(folder, key, form) or streaming.store(
             folder, key, form, sum(map(len, arrays)), make.rows, dict
@@ -96,6 +103,32 @@ def seen(data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool =
         name: _coded(images, codes[cuts[i] : cuts[i + 1]]) for i, (name, images) in enumerate(parts.items())
     }
     return replace(data, **changed)
+
+
+def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_file: str) -> np.ndarray:
+    """Return latents that lie sealed in a folder, made where they are not there; what lies there unsealed goes."""
+    key = sealed.load_key(Path(key_file))
+    path = folder / f"latents-{name[:32]}.sealed"
+    found = sealed.read(path, name, shape, key)
+    if found is not None:
+        return found
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for unsealed in folder.glob("scans-*.cache"):
+            unsealed.unlink(missing_ok=True)
+        sealed.write(path, name, (code for code, _ in make.rows()), shape, key)
+        files = sorted(folder.glob("latents-*.sealed"), key=lambda each: each.stat().st_mtime_ns, reverse=True)
+        for old in files[streaming.KEPT :]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot hold the latents: {error.strerror or error}. Make space or give permission there; the "
+            "folder can be deleted at any time, it is made anew."
+        ) from None
+    found = sealed.read(path, name, shape, key)
+    if found is None:
+        raise DataError(f"{folder} loses what is written to it: use a folder on a local disk.")
+    return found
 
 
 class _Maker:

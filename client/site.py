@@ -76,7 +76,9 @@ class Site:
         """What the network sees of this hospital's images."""
         data, space = self.data, self.space
         with self.timed(LOAD):
-            return latents.seen(data, space, self.folder, on_disk=self.policy.latents_on_disk)
+            return latents.seen(
+                data, space, self.folder, on_disk=self.policy.latents_on_disk, key_file=self.policy.latents_key
+            )
 
     def _data(self) -> HospitalData:
         run = self.config.run

@@ -30,6 +30,7 @@ class SitePolicy:
     render_explanations: bool = True  # whether a run's end renders the site's gallery
     explanations_report: str = "grades"  # what of it may leave: grades with their counts | none
     latents_on_disk: bool = True  # whether latents of scans are kept on the site's own disk between rounds
+    latents_key: str = ""  # file of the key that they are sealed with there; '' = they lie there as they are
     show_names: bool = False  # whether a page of scans given by hand shows their file names
 
 
@@ -51,7 +52,13 @@ def _explanations(policy: SitePolicy, values: Mapping[str, Any], where: str) -> 
 
 
 def _latents(policy: SitePolicy, values: Mapping[str, Any], where: str) -> SitePolicy:
-    return _changed(policy, "latents", _LATENTS, values, where)
+    policy = _changed(policy, "latents", _LATENTS, values, where)
+    if policy.latents_key and not policy.latents_on_disk:
+        raise ConfigError(
+            f"latents in {where} has an encryption-key, and on-disk: false, so that nothing is written that it could "
+            "seal: take out one of them."
+        )
+    return policy
 
 
 @dataclass(frozen=True)
@@ -106,7 +113,14 @@ _EXPLANATIONS = {
     "report": _Rule("explanations_report", lambda v: v in REPORTS, f"one of {', '.join(REPORTS)}"),
     "show-names": _Rule("show_names", _is_bool, "true or false"),
 }
-_LATENTS = {"on-disk": _Rule("latents_on_disk", _is_bool, "true or false")}
+_LATENTS = {
+    "on-disk": _Rule("latents_on_disk", _is_bool, "true or false"),
+    "encryption-key": _Rule(
+        "latents_key",
+        lambda v: isinstance(v, str) and (v == "" or v.startswith("/")),
+        "'' or the absolute path of a file",
+    ),
+}
 SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
     "privacy": _privacy,
     "explanations": _explanations,

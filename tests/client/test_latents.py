@@ -6,14 +6,15 @@ import dataclasses
 
 import numpy as np
 import pytest
+import yaml
 
-from client import latents
+from client import latents, sealed
 from client import round as client_round
 from client.egress import check
-from client.site_policy import SIMULATED
+from client.site_policy import SECTIONS, SIMULATED, SitePolicy
 from jointdiff import identity, latent_run, protocol
 from jointdiff.data import hospital_data
-from jointdiff.errors import RefusedError
+from jointdiff.errors import ConfigError, DataError, RefusedError
 from jointdiff.latents import FrozenAutoencoder
 from jointdiff.preparation import initial_weights, prepare
 from jointdiff.protocol import RoundInstructions
@@ -102,6 +103,91 @@ def test_other_scans_and_other_autoencoders_are_other_caches(config, counted, tm
     data = dataclasses.replace(data, train=dataclasses.replace(data.train, images=changed))
     latents.seen(data, Latents(FrozenAutoencoder.load(tiny_autoencoder())), tmp_path)
     assert sum(counted) == 3 * 22 and len(list((tmp_path / latents.CACHE).glob("*.cache"))) == 3
+
+
+def test_latents_are_sealed_at_every_moment_where_a_site_has_a_key(ask, parts, config, counted, tmp_path):
+    site, key = tmp_path / "site", tmp_path / "keys" / "latents.key"
+    site.mkdir()
+    client_round.run(ask(protocol.AUTOENCODER), parts[0])  # before there was a key: latents lie unsealed
+    (site / "site.yaml").write_text(f"latents: {{encryption-key: {key}}}\nprivacy: {{min-cell-count: 0}}\n")
+    space, data = latents.space_of(config, site, "cpu"), hospital_data(config.run, 1)
+    plain = latents.seen(data, space, tmp_path / "elsewhere")
+    counted.clear()
+    weights = initial_weights(config)
+    for kind in (protocol.TRAIN, protocol.EVALUATE):
+        assert client_round.run(ask(kind), weights)[0].status == "ok"
+    assert sum(counted) == 16 + 6, "sealed once, opened again"
+    (path,) = (site / latents.CACHE).glob("*.sealed")
+    assert not list((site / latents.CACHE).glob("*.cache"))
+    assert path.stat().st_mode & 0o077 == key.stat().st_mode & 0o077 == 0
+    assert not any(row.tobytes()[:16] in path.read_bytes() for row in plain.train.images)
+    found = latents.seen(data, space, site, key_file=str(key))
+    np.testing.assert_array_equal(found.train.images, plain.train.images)
+    np.testing.assert_array_equal(found.test.images, plain.test.images)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "another key", "another version", "another's name"])
+def test_sealed_images_are_opened_whole_or_not_at_all(tmp_path, damage):
+    images = np.random.default_rng(0).integers(0, 256, (150, 4, 4, 4), np.uint8)
+    key, path = sealed.load_key(tmp_path / "key"), tmp_path / "images"
+    sealed.write(path, "these", iter(images), images.shape, key)
+    np.testing.assert_array_equal(sealed.read(path, "these", images.shape, key), images)
+    whole = path.read_bytes()
+    changed = {
+        "truncated": whole[:-1], "a flipped bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        "another version": whole.replace(b"sealed-1", b"sealed-0"),
+    }  # fmt: skip
+    path.write_bytes(changed.get(damage, whole))
+    name = "those" if damage == "another's name" else "these"
+    other = sealed.load_key(tmp_path / "key2") if damage == "another key" else key
+    assert sealed.read(path, name, images.shape, other) is None
+    batch = 12 + 64 * 64 + 16
+    start = whole.index(b"\n") + 1
+    swapped = whole[:start] + whole[start + batch : start + 2 * batch] + whole[start : start + batch]
+    path.write_bytes(swapped + whole[start + 2 * batch :])
+    assert sealed.read(path, "these", images.shape, key) is None, "batches keep their places"
+
+
+def test_a_key_that_others_can_read_or_that_is_none_is_refused(tmp_path):
+    path = tmp_path / "latents.key"
+    assert sealed.load_key(path) == sealed.load_key(path) != sealed.load_key(tmp_path / "other.key")
+    path.chmod(0o640)
+    with pytest.raises(ConfigError, match="chmod 600"):
+        sealed.load_key(path)
+    path.chmod(0o600)
+    path.write_text("hunter2\n")
+    with pytest.raises(ConfigError, match="64 hexadecimal digits"):
+        sealed.load_key(path)
+    with pytest.raises(ConfigError, match="neither be read nor made"):
+        sealed.load_key(path / "below-a-file")
+
+
+def test_a_full_disk_leaves_no_half_sealed_file(config, tmp_path, tiny_autoencoder, monkeypatch):
+    space, data = Latents(FrozenAutoencoder.load(tiny_autoencoder())), hospital_data(config.run, 1)
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sealed.storage, "_sync", full)
+    key = tmp_path / "k"
+    key.write_text("ab" * 32)
+    key.chmod(0o600)
+    with pytest.raises(DataError, match="No space left on device. Make space"):
+        latents.seen(data, space, tmp_path / "site", key_file=str(key))
+    assert not [each for each in (tmp_path / "site" / latents.CACHE).iterdir() if "latents-" in each.name]
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("{encryption-key: keys/latents.key}", "absolute path"),
+        ("{encryption-key: 3}", "absolute path"),
+        ("{on-disk: false, encryption-key: /keys/latents.key}", "take out one of them"),
+    ],
+)
+def test_a_site_is_told_what_is_wrong_with_its_key(text, match):
+    with pytest.raises(ConfigError, match=match):
+        SECTIONS["latents"](SitePolicy(), yaml.safe_load(text), "site.yaml")
 
 
 def test_a_site_that_wants_it_so_writes_no_latent(ask, parts, config, counted, tmp_path):
