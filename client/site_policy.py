@@ -96,6 +96,10 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_absolute(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith("/")
+
+
 _PRIVACY = {
     "epsilon": _Rule(
         "epsilon", lambda v: v is None or (_is_number(v) and 0 < v < float("inf")), "a number above 0, or null"
@@ -115,11 +119,7 @@ _EXPLANATIONS = {
 }
 _LATENTS = {
     "on-disk": _Rule("latents_on_disk", _is_bool, "true or false"),
-    "encryption-key": _Rule(
-        "latents_key",
-        lambda v: isinstance(v, str) and (v == "" or v.startswith("/")),
-        "'' or the absolute path of a file",
-    ),
+    "encryption-key": _Rule("latents_key", lambda v: v == "" or _is_absolute(v), "'' or the absolute path of a file"),
 }
 SECTIONS: dict[str, Callable[[SitePolicy, Mapping[str, Any], str], SitePolicy]] = {
     "privacy": _privacy,

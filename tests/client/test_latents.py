@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_no_half_sealed_file(config, tmp_path, tiny_autoencod
     key = tmp_path / "k"
     key.write_text("ab" * 32)
     key.chmod(0o600)
-    with pytest.raises(DataError, match="No space left on device. Make space"):
+    with pytest.raises(DataError, match=r"No space left on device\. Make space"):
         latents.seen(data, space, tmp_path / "site", key_file=str(key))
     assert not [each for each in (tmp_path / "site" / latents.CACHE).iterdir() if "latents-" in each.name]
 
