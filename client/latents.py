@@ -107,15 +107,15 @@ def seen(
 
 def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_file: str) -> np.ndarray:
     """Return latents that lie sealed in a folder, made where they are not there; what lies there unsealed goes."""
-    key = sealed.load_key(Path(key_file))
+    key = sealed.load_key(Path(key_file), make=not any(folder.glob("latents-*.sealed")))
+    for unsealed in [*folder.glob("scans-*.cache"), *folder.glob(".scans-*.tmp")]:
+        unsealed.unlink(missing_ok=True)  # of a time without a key
     path = folder / f"latents-{name[:32]}.sealed"
     found = sealed.read(path, name, shape, key)
     if found is not None:
         return found
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for unsealed in folder.glob("scans-*.cache"):
-            unsealed.unlink(missing_ok=True)
         sealed.write(path, name, (code for code, _ in make.rows()), shape, key)
         files = sorted(folder.glob("latents-*.sealed"), key=lambda each: each.stat().st_mtime_ns, reverse=True)
         for old in files[streaming.KEPT :]:

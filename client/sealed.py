@@ -10,9 +10,11 @@ little: it belongs on another, such as one that is mounted when the site's proce
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,15 +32,18 @@ _TAG_BYTES = 16
 _BATCH_SIZE = 64  # images sealed together
 
 
-def load_key(path: Path) -> bytes:
-    """Read the key, or make one where there is no file.
+def load_key(path: Path, *, make: bool = True) -> bytes:
+    """Read the key.
+
+    Args:
+        make: Whether one is made where there is no file; its folder must be there: a disk that is not mounted gets none.
 
     Raises:
         ConfigError: It cannot be read or made, is no key, or others can read it.
     """
     try:
-        if not path.exists():
-            storage.write_atomic(path, f"{os.urandom(KEY_BYTES).hex()}\n".encode(), private=True)
+        if make and not path.exists():
+            _make_key(path)
         mode, content = stat.S_IMODE(path.stat().st_mode), path.read_bytes()
     except OSError as error:
         raise ConfigError(
@@ -57,6 +62,20 @@ def load_key(path: Path) -> bytes:
             "in site.yaml, or one that is not there yet: it is made."
         )
     return key
+
+
+def _make_key(path: Path) -> None:
+    """Write a new key, whole or not at all; if another process was faster, its key stays."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # mode 0600
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(f"{os.urandom(KEY_BYTES).hex()}\n")
+            file.flush()
+            os.fsync(file.fileno())
+        with contextlib.suppress(FileExistsError):
+            os.link(name, path)
+    finally:
+        os.unlink(name)
 
 
 def write(path: Path, name: str, images: Iterable[np.ndarray], shape: tuple[int, ...], key: bytes) -> None:

@@ -108,6 +108,7 @@ def test_other_scans_and_other_autoencoders_are_other_caches(config, counted, tm
 def test_latents_are_sealed_at_every_moment_where_a_site_has_a_key(ask, parts, config, counted, tmp_path):
     site, key = tmp_path / "site", tmp_path / "keys" / "latents.key"
     site.mkdir()
+    key.parent.mkdir()
     client_round.run(ask(protocol.AUTOENCODER), parts[0])  # before there was a key: latents lie unsealed
     (site / "site.yaml").write_text(f"latents: {{encryption-key: {key}}}\nprivacy: {{min-cell-count: 0}}\n")
     space, data = latents.space_of(config, site, "cpu"), hospital_data(config.run, 1)
@@ -124,6 +125,13 @@ def test_latents_are_sealed_at_every_moment_where_a_site_has_a_key(ask, parts, c
     found = latents.seen(data, space, site, key_file=str(key))
     np.testing.assert_array_equal(found.train.images, plain.train.images)
     np.testing.assert_array_equal(found.test.images, plain.test.images)
+    latents.seen(data, space, site)  # the key is taken out of site.yaml, and named again
+    latents.seen(data, space, site, key_file=str(key))
+    assert not list((site / latents.CACHE).glob("*.cache"))
+    key.unlink()  # as where the key's disk is not mounted
+    with pytest.raises(ConfigError, match="neither be read nor made"):
+        latents.seen(data, space, site, key_file=str(key))
+    assert path.exists() and not key.exists()
 
 
 @pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "another key", "another version", "another's name"])
@@ -159,7 +167,8 @@ def test_a_key_that_others_can_read_or_that_is_none_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="64 hexadecimal digits"):
         sealed.load_key(path)
     with pytest.raises(ConfigError, match="neither be read nor made"):
-        sealed.load_key(path / "below-a-file")
+        sealed.load_key(tmp_path / "not-mounted" / "latents.key")
+    assert not (tmp_path / "not-mounted").exists()
 
 
 def test_a_full_disk_leaves_no_half_sealed_file(config, tmp_path, tiny_autoencoder, monkeypatch):
