@@ -11,8 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from client import site_config
-from jointdiff.scan_explanation import explain_own_scans, new_folder, write_page
+from client.own_scans import read_own
+from client.secondary_capture import Capture, new_series, write
+from jointdiff.config import ModelConfig
+from jointdiff.data.dicom import check_installed
+from jointdiff.scan_explanation import OwnExplanations, explain_own_scans, new_folder, write_page
+from jointdiff.storage import written
 from jointdiff.trained import open_trained
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -28,6 +35,7 @@ class Request:
     output: str = ""  # a new or empty folder; '' = explanations/<run>-scans-<N> in the site's folder
     site_folder: str = ""  # '' = the home
     device: str = "auto"
+    secondary_capture: bool = False  # whether DICOM objects are written beside the page
 
 
 def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
@@ -43,7 +51,8 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
         JointDiffError: Policy, checkpoint, scans, target or output are no good; nothing is written.
     """
     site = site_config.site_folder(request.site_folder)
-    policy = site_config.read(site).policy
+    own = site_config.read(site)
+    policy, site_data = own.policy, own.data
     folder = new_folder(request.output) if request.output else None
     trained = open_trained(request.checkpoint, device=request.device)
     run_name = trained.config.run.run_name
@@ -51,13 +60,35 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
         run_name = "model"
     if folder is None:
         folder = new_folder(_free_folder(site, run_name))
-    explained = explain_own_scans(trained, request.images, target=request.target)
+    sources: list[Path | None] = []
+
+    def read(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.ndarray]:
+        names, images, files = read_own(paths, model, site_data)
+        sources.extend(files)
+        return names, images
+
+    if request.secondary_capture:
+        check_installed()
+    explained = explain_own_scans(trained, request.images, target=request.target, read=read)
     count = len(explained.names)
     title = f"{'One scan' if count == 1 else f'{count} scans'} explained, by the model of run {run_name}"
     page = write_page(folder, trained, explained, title=title, show_names=policy.show_names)
+    if request.secondary_capture:
+        _write_captures(folder / "dicom", explained, sources, show_names=policy.show_names)
     for name, sentence in zip(explained.names, explained.sentences, strict=True):
         say(f"{name}: {sentence}")
     return page
+
+
+def _write_captures(
+    folder: Path, explained: OwnExplanations, sources: Sequence[Path | None], *, show_names: bool
+) -> None:
+    """Write one DICOM object per explanation; raises a RunError where the disk is full, or the like."""
+    series, found = new_series(), explained.found
+    with written("The DICOM objects", then=f"The page is whole. Free the disk of {folder}, and call again."):
+        for i, (sentence, source) in enumerate(zip(explained.sentences, sources, strict=True)):
+            capture = Capture(found.originals[i], found.edited[i], sentence, source)
+            write(folder / f"{i + 1:04d}.dcm", capture, number=i + 1, series=series, show_names=show_names)
 
 
 def _free_folder(site: Path, run_name: str) -> Path:

@@ -36,7 +36,7 @@ def load_key(path: Path, *, make: bool = True) -> bytes:
     """Read the key.
 
     Args:
-        make: Whether one is made where there is no file; its folder must be there: a disk that is not mounted gets none.
+        make: Whether one is made where there is no file. Its folder must be there: no disk, no key.
 
     Raises:
         ConfigError: It cannot be read or made, is no key, or others can read it.

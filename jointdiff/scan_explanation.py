@@ -6,12 +6,14 @@ Shapes: N scans, K outputs, H x W pixels, C channels.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from jointdiff.config import ModelConfig
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS
 from jointdiff.data import MULTI_CLASS, UNKNOWN, ImageSet
 from jointdiff.errors import ConfigError, RunError, nearest
@@ -33,8 +35,17 @@ class OwnExplanations:
     sentences: list[str]  # one text per scan, without its name
 
 
+Reader = Callable[[Sequence[str], ModelConfig], tuple[list[str], np.ndarray]]
+as_they_are: Reader = partial(read_scans, exact=True)
+
+
 def explain_own_scans(
-    trained: Trained, paths: Sequence[str], *, target: str = "", method: str = DEFAULT_METHOD
+    trained: Trained,
+    paths: Sequence[str],
+    *,
+    target: str = "",
+    method: str = DEFAULT_METHOD,
+    read: Reader = as_they_are,
 ) -> OwnExplanations:
     """Search the edit of each scan that changes the model's decision. Writes nothing.
 
@@ -42,6 +53,7 @@ def explain_own_scans(
         paths: As `read_scans` takes them; every scan must fit the model as it is.
         target: Name or number of the wanted class, or of the finding to turn over; '' = the nearest other of each.
         method: One of counterfactual.METHODS.
+        read: Gives names and what the model sees of the paths.
 
     Raises:
         CheckpointError: The model cannot denoise, or has no classifier.
@@ -52,7 +64,7 @@ def explain_own_scans(
     trained.check_denoises()
     index = find_target(target, trained.class_names) if target else None
     trained.check_classifies(index)
-    names, images = read_scans(paths, trained.config.model, exact=True)
+    names, images = read(paths, trained.config.model)
     targets = None
     if index is not None:
         _check_undecided(trained, names, images, index)

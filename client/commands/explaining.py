@@ -13,8 +13,8 @@ def add(commands: Commands) -> None:
     explain.add_argument("checkpoint", help="a run's checkpoints/best.safetensors or last.safetensors")
     explain.add_argument(
         "--image", nargs="+", required=True, metavar="PATH",
-        help="the scan: an image file, a folder of them, or an npz file with an array `images`; of the size, depth and "
-        "channels that the model sees",
+        help="the scan: an image file, a folder of them, or an npz file with an array `images`, of the size, depth and "
+        "channels that the model sees; or DICOM, which is fitted as site.yaml says of the site's own",
     )  # fmt: skip
     explain.add_argument(
         "--target", default="", metavar="CLASS",
@@ -23,6 +23,11 @@ def add(commands: Commands) -> None:
     explain.add_argument(
         "--output", "-o", default="", metavar="FOLDER",
         help="of the page, new or empty (default: explanations/<run>-scans-<N>/ in the site's folder)",
+    )  # fmt: skip
+    explain.add_argument(
+        "--secondary-capture", action="store_true",
+        help="write each explanation as a DICOM object (Secondary Capture) too, into dicom/ beside the page; it names "
+        "the patient only where the site's policy shows names",
     )  # fmt: skip
     explain.set_defaults(command=_explain)
     audit = commands.add_parser(
@@ -54,7 +59,8 @@ def _explain(options: argparse.Namespace) -> None:
     from client.explain import Request, explain_own
 
     request = Request(
-        options.checkpoint, options.image, options.target, options.output, options.site, options.device
+        options.checkpoint, options.image, options.target, options.output, options.site, options.device,
+        options.secondary_capture,
     )  # fmt: skip
     page = explain_own(request, say=say)
     say(f"Explanations, for this site alone: {page}")

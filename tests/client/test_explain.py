@@ -6,9 +6,16 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import torch
 from PIL import Image
+from pydicom.uid import (
+    DigitalXRayImageStorageForPresentation,
+    ExplicitVRLittleEndian,
+    SecondaryCaptureImageStorage,
+    generate_uid,
+)
 
 from client import manifest
 from client.cli import main
@@ -19,6 +26,17 @@ from jointdiff.events import read_events
 from jointdiff.explanation import Explanations
 from jointdiff.scan_explanation import find_target
 from simulations.local import run_local
+
+# Of the modules that a Secondary Capture Image must have (PS3.3 A.8.1): what must have a value, and what must be there.
+TYPE_1 = (
+    "StudyInstanceUID", "Modality", "SeriesInstanceUID", "ConversionType", "SOPClassUID", "SOPInstanceUID",
+    "SamplesPerPixel", "PhotometricInterpretation", "PlanarConfiguration", "Rows", "Columns", "BitsAllocated",
+    "BitsStored", "HighBit", "PixelRepresentation", "PixelData",
+)  # fmt: skip
+TYPE_2 = (
+    "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
+    "StudyID", "AccessionNumber", "SeriesNumber", "InstanceNumber", "PatientOrientation",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -334,3 +352,75 @@ def test_where_every_site_renders_nothing_the_run_still_ends(end_of_run, tmp_pat
     _, answers = end_of_run(*[f"{OPEN}\nexplanations: {{render: false}}"] * 2)
     assert [e["event"] for e in answers] == ["hospital_refused"] * 2
     assert not list((tmp_path / "sites").rglob("index.html"))
+
+
+def jane_as_dicom(site: Path, test_images: np.ndarray, *, rows: int = 40, columns: int = 40, **fields) -> Path:
+    scan = pydicom.Dataset()
+    scan.file_meta = pydicom.dataset.FileMetaDataset()
+    scan.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    scan.file_meta.MediaStorageSOPClassUID = scan.SOPClassUID = DigitalXRayImageStorageForPresentation
+    scan.file_meta.MediaStorageSOPInstanceUID = scan.SOPInstanceUID = generate_uid()
+    scan.PatientName, scan.PatientID, scan.StudyInstanceUID = "Doe^Jane", "MRN-4711", generate_uid()
+    scan.PatientBirthDate, scan.AccessionNumber, scan.BurnedInAnnotation = "19610203", "ACC-12", "NO"
+    shown = np.asarray(Image.fromarray(test_images[0].squeeze()).resize((columns, rows)))
+    scan.set_pixel_data(shown.astype(np.uint16) * 16, "MONOCHROME2", 12)
+    for name, value in fields.items():
+        setattr(scan, name, value)
+    path = site.parent / "scans" / "doe-jane.dcm"
+    scan.save_as(path, enforce_file_format=True)
+    return path
+
+
+@pytest.mark.parametrize("show_names", [False, True])
+def test_dicom_goes_in_and_a_secondary_capture_comes_out(capsys, best, site, test_images, show_names):
+    path = jane_as_dicom(site, test_images, rows=40, columns=30)
+    (site / "site.yaml").write_text(f"explanations: {{show-names: {str(show_names).lower()}}}\n")
+    code, out, error = explain(capsys, site, best, "--image", path, "--secondary-capture", "-o", site / "page")
+    assert code == 0, error
+    assert "doe-jane.dcm: The model decides for" in out
+    (made,) = (site / "page" / "dicom").iterdir()
+    assert made.stat().st_mode & 0o077 == 0
+    found, scan = pydicom.dcmread(made), pydicom.dcmread(path)
+    assert found.SOPClassUID == SecondaryCaptureImageStorage and list(found.ImageType) == ["DERIVED", "SECONDARY"]
+    assert found.ConversionType == "SYN" and "Not for diagnosis" in found.ImageComments
+    assert found.SOPInstanceUID != scan.SOPInstanceUID and found.SeriesInstanceUID
+    for name in TYPE_1:
+        assert found.get(name) not in (None, ""), name
+    for name in TYPE_2:
+        assert name in found, name
+    assert (found.PatientName == "Doe^Jane") == show_names
+    assert (found.StudyInstanceUID == scan.StudyInstanceUID) == show_names
+    everything = made.read_bytes()
+    for told in (b"Doe", b"MRN-4711", b"19610203", b"ACC-12"):
+        assert (told in everything) == show_names, told
+    assert found.BurnedInAnnotation == "NO"  # as the scan says of itself
+    pixels = found.pixel_array
+    assert pixels.shape == (384 + 2 * 28, 3 * 384 + 2 * 8, 3) and pixels[28:-28].std() > 10
+    yellow = (pixels[-28:] == (255, 255, 0)).all(axis=2).sum()
+    assert yellow > 100, "the warning stands in the picture"
+
+
+def test_an_image_file_becomes_a_capture_of_nobody(capsys, best, site):
+    (site / "site.yaml").write_text("explanations: {show-names: true}\n")
+    code, _, error = explain(
+        capsys, site, best, "--image", site.parent / "scans", "--secondary-capture", "-o", site / "page"
+    )
+    assert code == 0, error
+    made = [pydicom.dcmread(path) for path in sorted((site / "page" / "dicom").iterdir())]
+    assert [scan.InstanceNumber for scan in made] == [1, 2, 3] and len({scan.SeriesInstanceUID for scan in made}) == 1
+    assert len({scan.SOPInstanceUID for scan in made}) == 3
+    assert not any(scan.PatientName or "BurnedInAnnotation" in scan for scan in made)
+
+
+@pytest.mark.parametrize(
+    ("damage", "match"),
+    [("truncated", "truncated or damaged"), ("frames", "several frames"), ("blank", "same value everywhere")],
+)
+def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage, match):
+    fields = {"NumberOfFrames": 3} if damage == "frames" else {}
+    path = jane_as_dicom(site, np.full_like(test_images, 7) if damage == "blank" else test_images, **fields)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-900])
+    code, _, error = explain(capsys, site, best, "--image", path, "-o", site / "page")
+    assert code != 0 and match in error and "doe-jane.dcm" in error
+    assert not (site / "page").exists()
