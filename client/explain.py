@@ -7,6 +7,7 @@ says so (`explanations: show-names`).
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,12 @@ from client.own_scans import read_own
 from client.secondary_capture import Capture, new_series, write
 from jointdiff.config import ModelConfig
 from jointdiff.data.dicom import check_installed
+from jointdiff.explanation import BATCH_SIZE
 from jointdiff.scan_explanation import OwnExplanations, explain_own_scans, new_folder, write_page
 from jointdiff.storage import written
 from jointdiff.trained import open_trained
 
+KEPT = "explaining"  # in the site's folder: edits of many scans, until their page is whole
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -69,10 +72,16 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
 
     if request.secondary_capture:
         check_installed()
-    explained = explain_own_scans(trained, request.images, target=request.target, read=read)
+    keep = site / KEPT
+    with written("The explanations", then="What is made is kept, and the same command carries it on."):
+        explained = explain_own_scans(
+            trained, request.images, target=request.target, read=read, keep=keep,
+            progress=lambda done, total: say(f"{done} of {total} scans explained") if total > BATCH_SIZE else None,
+        )  # fmt: skip
     count = len(explained.names)
     title = f"{'One scan' if count == 1 else f'{count} scans'} explained, by the model of run {run_name}"
     page = write_page(folder, trained, explained, title=title, show_names=policy.show_names)
+    shutil.rmtree(keep, ignore_errors=True)
     if request.secondary_capture:
         _write_captures(folder / "dicom", explained, sources, show_names=policy.show_names)
     for name, sentence in zip(explained.names, explained.sentences, strict=True):

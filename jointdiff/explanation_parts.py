@@ -69,7 +69,7 @@ class Parts:
             return
         path = self._path(scans, targets)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
+        with atomic_path(path, private=True) as temporary, temporary.open("wb") as file:
             np.savez(file, edited=part.edited, found=part.found, seconds=part.seconds)
 
 

@@ -17,7 +17,14 @@ from jointdiff.config import ModelConfig
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS
 from jointdiff.data import MULTI_CLASS, UNKNOWN, ImageSet
 from jointdiff.errors import ConfigError, RunError, nearest
-from jointdiff.explanation import Explanations, decoding_grades, explain_scans, gallery_items
+from jointdiff.explanation import (
+    BATCH_SIZE,
+    Explanations,
+    Progress,
+    decoding_grades,
+    explain_scans,
+    gallery_items,
+)
 from jointdiff.grading import CHANGE_THRESHOLD, grade
 from jointdiff.scans import read_scans
 from jointdiff.storage import writable, written
@@ -46,14 +53,18 @@ def explain_own_scans(
     target: str = "",
     method: str = DEFAULT_METHOD,
     read: Reader = as_they_are,
+    keep: Path | None = None,
+    progress: Progress | None = None,
 ) -> OwnExplanations:
-    """Search the edit of each scan that changes the model's decision. Writes nothing.
+    """Search the edit of each scan that changes the model's decision. Writes nothing but into `keep`.
 
     Args:
         paths: As `read_scans` takes them; every scan must fit the model as it is.
         target: Name or number of the wanted class, or of the finding to turn over; '' = the nearest other of each.
         method: One of counterfactual.METHODS.
         read: Gives names and what the model sees of the paths.
+        keep: Folder for the edits of many scans, batch by batch: what is interrupted is carried on by the next call.
+        progress: Called after every batch with the numbers of scans done and in all.
 
     Raises:
         CheckpointError: The model cannot denoise, or has no classifier.
@@ -71,8 +82,9 @@ def explain_own_scans(
         targets = np.full(len(images), index, np.int64)
     scans = ImageSet(images, np.full(_label_shape(trained, len(images)), UNKNOWN, np.int64))
     found = explain_scans(
-        trained.model, scans, trained.config, device=trained.device, targets=targets, method=method, space=trained.space
-    )
+        trained.model, scans, trained.config, device=trained.device, targets=targets, method=method,
+        folder=keep if len(images) > BATCH_SIZE else None, progress=progress, space=trained.space,
+    )  # fmt: skip
     found = replace(found, found=found.found & _reached(trained, found))
     grades = grade(
         found.originals, found.edited, found.probs_before, found.probs_after, found.targets, found=found.found,

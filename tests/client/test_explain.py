@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,10 @@ from pydicom.uid import (
 
 from client import manifest
 from client.cli import main
+from client.explain import KEPT
 from jointdiff import checkpoint
 from jointdiff.cli import main as alone
+from jointdiff.counterfactual import METHODS
 from jointdiff.data import ImageSet
 from jointdiff.events import read_events
 from jointdiff.explanation import Explanations
@@ -424,3 +427,27 @@ def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage,
     code, _, error = explain(capsys, site, best, "--image", path, "-o", site / "page")
     assert code != 0 and match in error and "doe-jane.dcm" in error
     assert not (site / "page").exists()
+
+
+def test_many_scans_that_are_interrupted_are_carried_on(capsys, best, site, test_images, monkeypatch):
+    many = np.random.default_rng(0).permuted(np.repeat(test_images[:2], 70, axis=0), axis=2)
+    np.savez(site.parent / "scans" / "many.npz", images=many)
+    request = (best, "--image", site.parent / "scans" / "many.npz", "-o", site / "page")
+    real, calls = METHODS["region"], []
+
+    def search(model, images, *rest, stop=True, **keys):
+        if stop and calls:
+            raise KeyboardInterrupt
+        calls.append(len(images))
+        return real(model, images, *rest, **keys)
+
+    monkeypatch.setitem(METHODS, "region", search)
+    assert explain(capsys, site, *request)[0] == 130
+    assert calls == [64] and not (site / "page").exists()
+    (part,) = (site / KEPT / "parts").iterdir()
+    assert part.stat().st_mode & 0o077 == 0
+    monkeypatch.setitem(METHODS, "region", partial(search, stop=False))
+    code, out, error = explain(capsys, site, *request)
+    assert code == 0, error
+    assert calls == [64, 64, 12] and "140 of 140 scans explained" in out
+    assert (site / "page" / "index.html").is_file() and not (site / KEPT).exists()

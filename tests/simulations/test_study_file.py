@@ -92,7 +92,7 @@ def test_relative_paths_begin_at_the_file_and_overrides_win(tmp_path: Path):
     assert base == {"model": str(tmp_path / "m.yaml"), "data-root": "/elsewhere"}
 
 
-@pytest.mark.parametrize("name", ["demo", "pneumoniamnist"])
+@pytest.mark.parametrize("name", ["demo", "pneumoniamnist", "pneumoniamnist_cpu"])
 def test_shipped_studies_can_be_read(name: str):
     from simulations.study.command import find_study
 
