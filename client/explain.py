@@ -94,7 +94,7 @@ def _write_captures(
 ) -> None:
     """Write one DICOM object per explanation; raises a RunError where the disk is full, or the like."""
     series, found = new_series(), explained.found
-    with written("The DICOM objects", then=f"The page is whole. Free the disk of {folder}, and call again."):
+    with written("The DICOM objects", then="The page is whole. Free its disk, or call again with another --output."):
         for i, (sentence, source) in enumerate(zip(explained.sentences, sources, strict=True)):
             capture = Capture(found.originals[i], found.edited[i], sentence, source)
             write(folder / f"{i + 1:04d}.dcm", capture, number=i + 1, series=series, show_names=show_names)

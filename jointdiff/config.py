@@ -17,22 +17,21 @@ from typing import Any, TypeVar, get_type_hints
 
 import yaml
 
-from jointdiff import aggregation_rules, codecs, settings, sharing
+from jointdiff import aggregation_rules, settings, sharing
 from jointdiff.autoencoder_config import AutoencoderConfig
 from jointdiff.autoencoder_keys import AUTOENCODER, check_autoencoder, check_reconstruction
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.exchange_keys import check_exchange
 from jointdiff.phase_keys import PhaseConfig, autoencoder_run, check_latent
 from jointdiff.pseudo_label_keys import check_pseudo_labels
-from jointdiff.quorum import MIN_HOSPITALS, threshold
+from jointdiff.site_run_keys import check_sites
 
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")  # that classify
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 EVAL_SPLITS = ("test", "val")
 SPEEDS = ("auto", "plain", "compiled")
-TASKS = ("multi-class", "multi-label")
 SITES = "sites"
-_HOSPITAL = re.compile(r"[a-z][a-z0-9-]{0,39}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
 
@@ -117,6 +116,11 @@ class RunConfig:
             sharing.HEAD: self.head_weighting or self.weighting,
             sharing.DECODER: self.decoder_weighting or self.weighting,
         }
+
+    @property
+    def is_robust(self) -> bool:
+        """Whether the strategy bears wrong updates; it must see every one."""
+        return self.strategy in ROBUST_STRATEGIES
 
     @property
     def hospital_names(self) -> tuple[str, ...]:
@@ -379,15 +383,13 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
             "many good replies."
         )
     needed = 2 * run.num_faulty + (3 if "krum" in run.strategy else 1)
-    if run.strategy in ROBUST_STRATEGIES and run.num_asked < needed:
+    if run.is_robust and run.num_asked < needed:
         raise ConfigError(
             f"strategy={run.strategy} with num-faulty={run.num_faulty} needs num-hospitals of at least {needed}, not "
             f"{run.num_asked}: with fewer, the wrong ones can win. Those count that train in a round (participation)."
         )
-    _check_sites(run)
-    _check_exchange(run)
-    if run.secure_aggregation:
-        _check_secure_aggregation(run)
+    check_sites(run)
+    check_exchange(run)
     if not run.proximal_mu >= 0 or not run.server_learning_rate > 0:
         raise ConfigError(
             f"proximal-mu must be at least 0 and server-learning-rate above 0, not {run.proximal_mu} and "
@@ -421,93 +423,6 @@ def parse_run_config(values: Mapping[str, Any]) -> RunConfig:
 
 def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",")) if text.strip() else ()
-
-
-def _check_sites(run: RunConfig) -> None:
-    """Check what says which data the hospitals have: their own, or shares of a data set, never half of each."""
-    default = RunConfig()
-    if not run.over_sites:
-        for key in ("classes", "channels", "task", "hospitals"):
-            if getattr(run, key) != getattr(default, key):
-                raise ConfigError(
-                    f"{key}={getattr(run, key)!r} is for dataset=sites alone; dataset={run.dataset} knows its own. "
-                    "Leave it out."
-                )
-        return
-    _one_of("task", run.task, TASKS)
-    classes, least = run.class_names, 2 if run.task == "multi-class" else 1
-    if len(classes) < least or len(set(classes)) < len(classes) or not all(classes):
-        raise ConfigError(
-            f"dataset=sites needs classes: at least {least} different names with commas between them, such as "
-            f"classes=normal,pneumonia, not {run.classes!r}."
-        )
-    if run.channels not in (1, 3):
-        raise ConfigError(f"channels must be 1 (grey) or 3 (RGB), not {run.channels}.")
-    for key, wanted in (
-        ("num_labels", 0), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"),
-        ("sites_home", ""),
-    ):  # fmt: skip
-        if getattr(run, key) != wanted:
-            raise ConfigError(
-                f"{key.replace('_', '-')}={getattr(run, key)!r} makes no sense with dataset=sites: every hospital "
-                f"brings its own data and labels. Set {key.replace('_', '-')}={wanted!r}."
-            )
-    names = run.hospital_names
-    if len(set(names)) != run.num_hospitals or len(names) != run.num_hospitals:
-        raise ConfigError(
-            f"hospitals={run.hospitals!r} must name as many different hospitals as num-hospitals says: "
-            f"{run.num_hospitals}."
-        )
-    for name in names:
-        if not _HOSPITAL.fullmatch(name):
-            raise ConfigError(
-                f"A hospital's name must be 1 to 40 small letters, digits or '-', with a letter first, not {name!r}."
-            )
-
-
-def _check_exchange(run: RunConfig) -> None:
-    """Check the codecs of both ways, and which tensors travel."""
-    readers: dict[str, Any] = {"upload": codecs.parse, "download": codecs.parse, "share": sharing.period}
-    for key, read in readers.items():
-        try:
-            read(getattr(run, key))
-        except ValueError as error:
-            raise ConfigError(f"{key}={getattr(run, key)!r} cannot be: {error}.") from None
-    if codecs.parse(run.download).name == "top-k":
-        raise ConfigError(
-            f"download={run.download} cannot be: what goes down are the weights, no change of them, and most weights "
-            "would be 0. Take fp32, bf16 or int8."
-        )
-
-
-def _check_secure_aggregation(run: RunConfig) -> None:
-    if run.upload != codecs.PLAIN:
-        raise ConfigError(
-            f"upload={run.upload} and secure-aggregation=true exclude each other: a secure sum adds masked fixed-point "
-            "numbers of one step, and values that each hospital scales or chooses for itself have no common sum. Take "
-            "upload=fp32; download may be encoded."
-        )
-    if run.share != "all":
-        raise ConfigError(
-            f"share={run.share} and secure-aggregation=true exclude each other: a secure sum masks the whole model, in "
-            "every round. Take share=all."
-        )
-    if run.strategy in ROBUST_STRATEGIES:
-        raise ConfigError(
-            f"strategy={run.strategy} and secure-aggregation=true exclude each other: a robust rule must see every "
-            "hospital's update, and a secure sum shows none. Take fedavg, fedprox, fedadam or fedyogi, or leave "
-            "secure-aggregation out."
-        )
-    if run.num_hospitals < MIN_HOSPITALS:
-        raise ConfigError(
-            f"secure-aggregation=true needs num-hospitals of at least {MIN_HOSPITALS}, not {run.num_hospitals}: of "
-            "two, each knows the other's update from the sum and its own."
-        )
-    if 0 < run.min_hospitals < threshold(run.num_hospitals):
-        raise ConfigError(
-            f"min-hospitals={run.min_hospitals} with secure-aggregation=true must be 0 or at least "
-            f"{threshold(run.num_hospitals)} of {run.num_hospitals}: fewer cannot take the masks off a sum."
-        )
 
 
 def _one_of(key: str, value: str, known: tuple[str, ...]) -> None:
