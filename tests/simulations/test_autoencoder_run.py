@@ -24,26 +24,16 @@ from jointdiff.trained import open_trained
 from server.export import export
 from server.rounds import run_federation
 from simulations.local import LocalGrid, run_local
+from tests.conftest import ramps
 
 _TINY = "widths: [8, 8]\nnum-blocks: 1\n"
-
-
-def _ramps() -> dict[str, np.ndarray]:
-    """Pictures that a tiny autoencoder can give back: brightness along a direction of each one's own."""
-    rng, arrays = np.random.default_rng(0), {}
-    y, x = np.mgrid[:16, :16] / 15 - 0.5
-    for split, count in (("train", 48), ("val", 12), ("test", 18)):
-        angle, centre = rng.uniform(0, 2 * np.pi, (count, 1, 1)), rng.uniform(110, 140, (count, 1, 1))
-        arrays[f"{split}_images"] = (centre + 160 * (x * np.cos(angle) + y * np.sin(angle))).astype(np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 2
-    return arrays
 
 
 @pytest.fixture
 def encoder_run(tiny_run, tmp_path):
     """A federation of three that trains a tiny autoencoder; keywords change it."""
     (tmp_path / "kl-tiny.yaml").write_text(_TINY)
-    np.savez(tmp_path / "data.npz", class_names=np.array(["healthy", "ill"]), **_ramps())
+    np.savez(tmp_path / "data.npz", class_names=np.array(["healthy", "ill"]), **ramps(48, 12, 18))
     preset = tmp_path / "quick.yaml"
     preset.write_text(
         "head: gradient\nlearning-rate: 0.01\nema-decay: 0.0\ndiffusion-weight: 0.0\nfeature-weight: 0.0\n"

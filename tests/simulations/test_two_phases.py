@@ -24,20 +24,10 @@ from jointdiff.standalone import train_alone
 from jointdiff.trained import open_trained
 from server.runs import summary
 from simulations.local import run_local
+from tests.conftest import ramps
 
 _ENCODER = "head: gradient\nlearning-rate: 0.01\nema-decay: 0.0\ndiffusion-weight: 0.0\nfeature-weight: 0.0\n"
 _KEPT: dict[str, Path] = {}
-
-
-def _ramps() -> dict[str, np.ndarray]:
-    """Pictures that a tiny autoencoder can give back: brightness along a direction of each one's own."""
-    rng, arrays = np.random.default_rng(0), {}
-    y, x = np.mgrid[:16, :16] / 15 - 0.5
-    for split, count in (("train", 32), ("val", 8), ("test", 12)):
-        angle, centre = rng.uniform(0, 2 * np.pi, (count, 1, 1)), rng.uniform(110, 140, (count, 1, 1))
-        arrays[f"{split}_images"] = (centre + 160 * (x * np.cos(angle) + y * np.sin(angle))).astype(np.uint8)
-        arrays[f"{split}_labels"] = np.arange(count) % 2
-    return arrays
 
 
 @pytest.fixture
@@ -45,7 +35,7 @@ def make(tiny_run, tmp_path):
     """Two hospitals, two rounds for the autoencoder and one for the joint model; keywords change it."""
     (tmp_path / "kl-tiny.yaml").write_text("widths: [8]\nnum-blocks: 0\n")
     (tmp_path / "encoder.yaml").write_text(_ENCODER)
-    np.savez(tmp_path / "data.npz", class_names=np.array(["healthy", "ill"]), **_ramps())
+    np.savez(tmp_path / "data.npz", class_names=np.array(["healthy", "ill"]), **ramps(32, 8, 12))
 
     def run(**changes) -> RunConfig:
         own = {"dataset": f"npz:{tmp_path / 'data.npz'}", "num_hospitals": 2, "local_steps": 12, "batch_size": 8}
