@@ -117,13 +117,17 @@ class RunData:
         return [event for event in self.of("hospital_replied") if kind is None or event.get("kind") == kind]
 
     def training_curve(self, key: str) -> dict[str, list[tuple[float, float | None]]]:
-        """Return one training metric over the rounds, for every hospital that reports it."""
+        """Return one training metric over the rounds, for every hospital that reports it.
+
+        Hospitals stand in the order of the evaluations: replies come in any, and a colour must mean one hospital.
+        """
         curves: dict[str, dict[int, float | None]] = {}
         for event in self.replies("train"):
             if key in mapping(event.get("metrics")):
                 # A round that was repeated after a restart counts once: the newest reply stands.
                 curves.setdefault(str(event["hospital"]), {})[int(event["round"])] = event["metrics"][key]
-        return {name: sorted(points.items()) for name, points in curves.items()}
+        known = [str(name) for entry in self.rounds for name in mapping(entry.get("hospitals"))]
+        return {name: sorted(curves[name].items()) for name in dict.fromkeys((*known, *curves)) if name in curves}
 
     def site_folder(self, hospital: str) -> Path | None:
         """Return a simulated site's folder; None where there is none, as in deployment."""

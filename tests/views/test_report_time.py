@@ -31,3 +31,13 @@ def test_a_run_without_a_round_has_no_such_section_and_a_real_one_has(tmp_path, 
     folder = fake_run(num_rounds=2)
     text = write_report(folder).read_text()
     assert 'id="time"' in text and "Where the time of a round goes" in text
+
+
+def test_a_hospital_has_the_same_colour_in_every_chart(tmp_path):
+    """Replies come in any order; curves stand in that of the evaluations."""
+    events = [
+        {"event": "hospital_replied", "kind": "train", "hospital": name, "round": 1, "metrics": {"loss": 1.0}}
+        for name in ("b", "late", "a")
+    ]
+    run = RunData(tmp_path, events, {"rounds": [{"round": 1, "hospitals": {"a": {}, "b": {}}}]})
+    assert list(run.training_curve("loss")) == ["a", "b", "late"]
