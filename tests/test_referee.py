@@ -42,6 +42,13 @@ def test_it_learns(multi_label: bool, channels: int, num_outputs: int) -> None:
         assert np.allclose(probs.sum(1), 1, atol=1e-5)
 
 
+def test_it_expects_no_class_before_it_has_looked_however_common() -> None:
+    noise = np.random.default_rng(0).normal(120, 15, (200, 14, 14, 1)).clip(0, 255).astype(np.uint8)
+    train = ImageSet(noise, (np.arange(200) % 10 > 0).astype(np.int64), None, None, None)
+    unseen = blobs(200, seed=3).images
+    assert 0.35 < train_referee(train, 2, "multi-class", steps=20).predict(unseen)[:, 1].mean() < 0.65
+
+
 def test_unlabelled_images_change_nothing_and_the_seed_decides() -> None:
     train = blobs(60)
     hidden = ImageSet(np.concatenate([train.images, train.images[:9]]), np.append(train.labels, np.full(9, -1)),
