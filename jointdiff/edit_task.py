@@ -36,16 +36,24 @@ class CounterfactualSettings:
     slack: float = 1.0  # by how much a margin may miss it after the region was widened
     scales: tuple[float, ...] = (0.05, 0.2, 1.0)  # of the guidance on representations, weakest first
     around: int = 3  # width of the square over which the change around a pixel is averaged, odd
-    edge: int = 5  # width of the square over which the border of a region is softened, odd
+    edge: int = 3  # width of the square over which the border of a region is softened, odd
     diffuse: float = 0.1  # share of the pixels that the first pass changes above which a change is diffuse, not a spot
     widest: float = 0.3  # share of the pixels that the region of a diffuse change has at most
-    overshoot: float = 3.0  # margin beyond what is wanted that the region of a diffuse change is guided to
+    overshoot: tuple[float, ...] = (
+        8.0,
+        5.0,
+        3.0,
+        1.0,
+    )  # margins beyond what is wanted, for a diffuse change
+    most_changed: float = 0.25  # share of the pixels that an edit guided beyond what is wanted may visibly change
+    apart: float = 1.1  # how much nearer to its own scan than to any other such an edit must stay
+    mirrored: float = 0.5  # share of the mirrored scan's margin in the guidance of single passes and diffuse changes
     seed: int = 0  # of the noise of methods that draw some
 
 
 # A position of a latent stands for many pixels: what is softened over several of them is no region any more.
 # The others were chosen on pixels; on latents what is diffuse has not been measured.
-LATENT_SETTINGS = CounterfactualSettings(around=1, edge=3, l1=0.0, diffuse=1.0)
+LATENT_SETTINGS = CounterfactualSettings(around=1, l1=0.0, diffuse=1.0, mirrored=0.0)
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class References:
     """What a site knows of scans apart from the one that is explained; no label is looked at."""
 
     margins: torch.Tensor  # [K,2]: how sure the model typically is of each decision (counterfactual.typical_margins)
-    scans: torch.Tensor | None = None  # [M,C,H,W]: no edit may be guided beyond its goal nearer to one of these
+    scans: torch.Tensor | None = None  # [M,C,H,W]: no edit may be guided beyond its goal too near to one of these
 
 
 @dataclass(frozen=True)
@@ -84,6 +92,12 @@ class EditTask:
         of_logits = self.margin_of_logits(index)
         return lambda x: of_logits(self.model.classify(x))
 
+    def _mirrored_margin(self, index: torch.Tensor | slice) -> LogProb:
+        margin, share = self.margin(index), self.settings.mirrored
+        if not share:
+            return margin
+        return lambda x: (1 - share) * margin(x) + share * margin(x.flip(3))
+
     def feature_distance(self, index: torch.Tensor | slice = slice(None)) -> LogProb | None:
         """Return the distance of edits to their scans in the shared features; None where the settings ask for none.
 
@@ -101,11 +115,17 @@ class EditTask:
         l1: float = 0.0,
         region: torch.Tensor | None = None,
         beyond: torch.Tensor | float = 0.0,
+        mirrored: bool = False,
     ) -> Denoiser:
-        """Return the denoiser of some of the images, guided to their goal and `beyond` it (`guide_to_margin`)."""
+        """Return the denoiser of some of the images, guided to their goal and `beyond` it (`guide_to_margin`).
+
+        Args:
+            mirrored: Guide on the mean margin of an edit and its mirror image (`mirrored` of the settings): what holds
+                for both convinces other networks more often than what turns this one.
+        """
         return guide_to_margin(
             self.denoise,
-            self.margin(index),
+            self._mirrored_margin(index) if mirrored else self.margin(index),
             self.goal[index] + beyond,
             max_step=self.settings.max_step,
             originals=self.images[index],
@@ -115,17 +135,18 @@ class EditTask:
             distance_share=self.settings.features,
         )
 
-    def lost(self, edited: torch.Tensor) -> torch.Tensor:
-        """Tell which edits are nearer to another scan than to their own (Euclidean), bool [N]: no longer that patient.
+    def lost(self, edited: torch.Tensor, index: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Tell which edits of some images are no longer clearly that patient's, bool [n].
 
-        A scan among the others that is the edited one itself does not count.
+        Those to which another scan is nearer (Euclidean) than `apart` times their own. A scan among the others that
+        is the edited one itself does not count.
         """
         if self.others is None or len(self.others) == 0:
             return torch.zeros(len(edited), dtype=torch.bool, device=edited.device)
-        own, others, edits = (x.flatten(1) for x in (self.images, self.others.to(edited), edited))
+        own, others, edits = (x.flatten(1) for x in (self.images[index], self.others.to(edited), edited))
         itself = torch.cdist(own, others, compute_mode="donot_use_mm_for_euclid_dist") < 1e-4
         apart = torch.cdist(edits, others, compute_mode="donot_use_mm_for_euclid_dist").masked_fill(itself, math.inf)
-        return apart.amin(dim=1) < (edits - own).norm(dim=1)
+        return apart.amin(dim=1) < self.settings.apart * (edits - own).norm(dim=1)
 
     def timesteps(self, depth: float, steps: int) -> list[int]:
         """Return timesteps from a depth (a share of all of them) down to 0."""

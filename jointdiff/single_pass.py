@@ -32,7 +32,7 @@ def authors(task: EditTask) -> torch.Tensor:
 
 
 def _guided(task: EditTask, start: torch.Tensor, timesteps: list[int]) -> torch.Tensor:
-    return sample_ddim(task.guided(l1=task.settings.l1), start, timesteps, task.alpha_bar)
+    return sample_ddim(task.guided(l1=task.settings.l1, mirrored=True), start, timesteps, task.alpha_bar)
 
 
 def tweedie(task: EditTask) -> torch.Tensor:

@@ -17,8 +17,8 @@ def _text(value: Any) -> str:
 
 DEFAULTS = {field.name: _text(field.default) for field in fields(CounterfactualSettings)}
 _BELOW_ONE = {"confidence", "depth", "redraw_depth", "depths"}
-_AT_MOST_ONE = {"features", "shares", "retry_shares", "diffuse", "widest"}
-_FROM_ONE = {"num_steps", "redraw_steps"}
+_AT_MOST_ONE = {"features", "shares", "retry_shares", "diffuse", "widest", "most_changed", "mirrored"}
+_FROM_ONE = {"num_steps", "redraw_steps", "apart"}
 _SIGNED = {"tolerance", "slack", "overshoot"}  # differences of margins
 
 

@@ -18,7 +18,7 @@ from jointdiff.counterfactual import (
     typical_margins,
 )
 from jointdiff.data import hospital_data
-from jointdiff.edit_task import CounterfactualSettings, References
+from jointdiff.edit_task import CounterfactualSettings, EditTask, References
 from jointdiff.head import head_statistics, solve_head
 from jointdiff.model import JointModel, to_network
 from jointdiff.schedule import cosine_alpha_bar
@@ -221,45 +221,82 @@ def test_of_several_noise_levels_the_least_edit_that_convinces_stays(bright_or_d
     assert bool((size[1] <= size[0])[before].all()) and bool((size[1] < size[0])[before].any())
 
 
-def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark):
+DIFFUSE = {"diffuse": 0.0, "widest": 1.0, "most_changed": 1.0}  # every change is one, and nothing holds it back
+
+
+def guided_beyond(bright_or_dark, *, others=None, **settings):
+    """Return eight scans and their edits towards the other class, for modest goals."""
     model, images = bright_or_dark
     images = images[:8]
-    targets = 1 - model.classify(images).argmax(dim=1)
-    rows = torch.arange(len(images))
-    just, beyond = (
-        explain(
-            model, images, targets, ALPHA_BAR, prediction="v",
-            settings=CounterfactualSettings(overshoot=value, diffuse=0.0, max_step=1.0),
-            references=References(torch.full((2, 2), 0.5)),
-        ).probs_after[rows, targets]
-        for value in (0.0, 1.0)
+    found = explain(
+        model, images, 1 - model.classify(images).argmax(dim=1), ALPHA_BAR, prediction="v",
+        settings=CounterfactualSettings(**settings), references=References(torch.full((2, 2), 0.5), others),
     )  # fmt: skip
-    assert bool((beyond > just).all()), (just, beyond)
+    return images, found
+
+
+def test_overshoot_goes_beyond_what_is_wanted_in_the_same_region(bright_or_dark):
+    sure = []
+    for margin in (0.0, 1.0):
+        images, found = guided_beyond(bright_or_dark, overshoot=(margin,), max_step=1.0, **DIFFUSE)
+        targets = 1 - found.probs_before.argmax(dim=1)
+        sure.append(found.probs_after[torch.arange(len(images)), targets])
+    assert bool((sure[1] > sure[0]).all()), sure
 
 
 def test_an_edit_that_would_look_like_another_scan_is_not_guided_beyond_its_goal(bright_or_dark):
+    settings = DIFFUSE | {"overshoot": (3.0,)}
+    images, free = guided_beyond(bright_or_dark, **settings)
+    _, spot = guided_beyond(bright_or_dark, others=images, **settings | {"diffuse": 1.0})
+    assert not torch.equal(free.images, spot.images)
+    # The very edits that nothing held back lie among the scans: each is another patient's now.
+    _, held = guided_beyond(bright_or_dark, others=torch.cat([images, free.images]), **settings)
+    assert torch.equal(held.images, spot.images)
+    # The scan itself, far enough from its edit, is nobody else.
+    _, alone = guided_beyond(bright_or_dark, others=images[:1], **settings)
+    assert torch.equal(alone.images[0], free.images[0])
+
+
+def test_it_must_stay_clearly_nearer_to_its_own_scan(bright_or_dark):
+    settings = DIFFUSE | {"overshoot": (3.0,)}
+    images, free = guided_beyond(bright_or_dark, **settings)
+    further = free.images + 1.5 * (free.images - images)  # from the edit one and a half times as far as the own scan
+    _, near = guided_beyond(bright_or_dark, others=further, apart=1.0, **settings)
+    _, held = guided_beyond(bright_or_dark, others=further, apart=1.6, **settings)
+    assert torch.equal(near.images, free.images) and not torch.equal(held.images, free.images)
+
+
+def test_of_the_margins_beyond_the_first_that_changes_little_enough_is_taken(bright_or_dark):
+    def visible(found):
+        return ((found.images - images).abs().amax(dim=1) > 0.1).float().mean(dim=(1, 2))
+
+    images, far = guided_beyond(bright_or_dark, **DIFFUSE | {"overshoot": (4.0,)})
+    _, near = guided_beyond(bright_or_dark, **DIFFUSE | {"overshoot": (0.0,)})
+    limit = float(visible(far).median()) - 1e-4
+    _, both = guided_beyond(bright_or_dark, **DIFFUSE | {"overshoot": (4.0, 0.0), "most_changed": limit})
+    much = visible(far) > limit
+    assert 0 < int(much.sum()) < len(images)
+    assert torch.equal(both.images[~much], far.images[~much])
+    fits = much & (visible(near) <= limit)
+    # Drawn in a smaller batch: the same but for rounding.
+    assert fits.any() and torch.allclose(both.images[fits], near.images[fits], atol=1e-3)
+
+
+def test_the_mirror_image_is_looked_at_too(bright_or_dark):
     model, images = bright_or_dark
-    images = images[:8]
-    targets = 1 - model.classify(images).argmax(dim=1)
-    margins = torch.full((2, 2), 0.5)
-    free, spot, held = (
-        explain(
-            model, images, targets, ALPHA_BAR, prediction="v",
-            settings=CounterfactualSettings(diffuse=limit, widest=1.0), references=References(margins, others),
-        ).images
-        for limit, others in ((0.0, images), (1.0, images), (0.0, free_others(model, images, targets, margins)))
-    )  # fmt: skip
-    assert not torch.equal(free, spot)
-    assert torch.equal(held, spot)
+    images, targets = images[:4], torch.tensor([0, 1, 0, 1])
+    goal = torch.full((4,), 2.0)
 
+    def step(share):
+        task = EditTask(
+            model, images, targets, ALPHA_BAR, "v", CounterfactualSettings(mirrored=share), torch.ones(4), goal
+        )
+        return task.guided(mirrored=True)(images, torch.full((4,), 20))
 
-def free_others(model, images, targets, margins):
-    """Return the scans with the very edits among them that nothing holds back: each is another patient's scan now."""
-    settings = CounterfactualSettings(diffuse=0.0, widest=1.0)
-    edits = explain(
-        model, images, targets, ALPHA_BAR, prediction="v", settings=settings, references=References(margins)
-    ).images
-    return torch.cat([images, edits])
+    alone, whole = step(0.0), step(1.0)
+    assert not torch.allclose(alone, whole, atol=1e-3) and not torch.allclose(step(0.5), alone, atol=1e-3)
+    plain = EditTask(model, images, targets, ALPHA_BAR, "v", CounterfactualSettings(), torch.ones(4), goal)
+    assert torch.equal(plain.guided()(images, torch.full((4,), 20)), alone)
 
 
 def test_a_diffuse_change_gets_a_region_of_its_own_extent_and_a_spot_the_smallest_that_will_do(bright_or_dark):
@@ -267,7 +304,7 @@ def test_a_diffuse_change_gets_a_region_of_its_own_extent_and_a_spot_the_smalles
     images = images[:8]
     targets = 1 - model.classify(images).argmax(dim=1)
     spot, spot_beyond, diffuse = (
-        edit(model, images, targets, diffuse=limit, overshoot=overshoot, widest=1.0).images
+        edit(model, images, targets, **DIFFUSE | {"diffuse": limit, "overshoot": (overshoot,)}).images
         for limit, overshoot in ((1.0, 0.0), (1.0, 5.0), (0.0, 0.0))
     )
     assert torch.equal(spot, spot_beyond)  # only a diffuse change is guided beyond the goal
