@@ -87,7 +87,7 @@ def explain_site(
         RunError: The disk is full, or the like. What is whole stays, and is carried on by the next call.
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
-    others = data.test.select(np.arange(min(len(data.test), MAX_REFERENCES)))
+    others = reference_scans(data.test)
     found = explain_scans(
         model,
         scans,
@@ -138,6 +138,11 @@ def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
     """Return at most `count` scans, drawn without looking at labels or predictions, in the order they were in."""
     drawn = np.random.default_rng(seed).permutation(len(test))[:count]
     return test.select(np.sort(drawn))
+
+
+def reference_scans(test: ImageSet) -> ImageSet:
+    """Return those of a site's test scans that say what is typical: the first MAX_REFERENCES."""
+    return test.select(np.arange(min(len(test), MAX_REFERENCES)))
 
 
 def references(

@@ -24,6 +24,7 @@ from jointdiff.explanation import (
     decoding_grades,
     explain_scans,
     gallery_items,
+    references,
 )
 from jointdiff.grading import CHANGE_THRESHOLD, grade
 from jointdiff.scans import read_scans
@@ -53,6 +54,7 @@ def explain_own_scans(
     target: str = "",
     method: str = DEFAULT_METHOD,
     read: Reader = as_they_are,
+    others: Callable[[], ImageSet | None] = lambda: None,
     keep: Path | None = None,
     progress: Progress | None = None,
 ) -> OwnExplanations:
@@ -63,6 +65,8 @@ def explain_own_scans(
         target: Name or number of the wanted class, or of the finding to turn over; '' = the nearest other of each.
         method: One of counterfactual.METHODS.
         read: Gives names and what the model sees of the paths.
+        others: Gives scans that say how sure the model typically is, and that no edit should come to resemble; asked
+            once nothing is left to refuse.
         keep: Folder for the edits of many scans, batch by batch: what is interrupted is carried on by the next call.
         progress: Called after every batch with the numbers of scans done and in all.
 
@@ -81,8 +85,10 @@ def explain_own_scans(
         _check_undecided(trained, names, images, index)
         targets = np.full(len(images), index, np.int64)
     scans = ImageSet(images, np.full(_label_shape(trained, len(images)), UNKNOWN, np.int64))
+    known = others()
+    typical = None if known is None else references(trained.model, known, device=trained.device, space=trained.space)
     found = explain_scans(
-        trained.model, scans, trained.config, device=trained.device, targets=targets, method=method,
+        trained.model, scans, trained.config, device=trained.device, targets=targets, references=typical, method=method,
         folder=keep if len(images) > BATCH_SIZE else None, progress=progress, space=trained.space,
     )  # fmt: skip
     found = replace(found, found=found.found & _reached(trained, found))

@@ -28,7 +28,7 @@ from jointdiff.data import ImageSet, hospital_data, info_of
 from jointdiff.edit_task import CounterfactualSettings
 from jointdiff.errors import CheckpointError, ConfigError, RunError, nearest
 from jointdiff.evaluation import predict
-from jointdiff.explanation import MAX_REFERENCES, choose_scans, references
+from jointdiff.explanation import choose_scans, reference_scans, references
 from jointdiff.fidelity import FeatureNet
 from jointdiff.grading import ScanGrades, grade_scans
 from jointdiff.model import JointModel, to_network, to_uint8
@@ -158,7 +158,7 @@ def grade_run(
         if not len(scans):
             continue
         say(f"{run.name}, hospital-{k + 1}: {len(scans)} scans")
-        others = test.select(np.arange(min(len(test), MAX_REFERENCES)))
+        others = reference_scans(test)
         probs = predict(run.model, scans.images, device=run.device)
         targets = default_targets(torch.from_numpy(probs), task=run.config.model.task).numpy()
         if not chosen:  # what a first call costs is nobody's time

@@ -109,7 +109,8 @@ def test_one_scan_is_explained_by_the_real_search_and_the_page_names_no_file(bes
     code, out, err = explain(capsys, site, best, "--image", jane(site), "--target", "ILL")
     assert (code, err) == (0, "")
     folder = site / "explanations" / "tiny-scans-1"
-    first, last = out.splitlines()
+    unknown, first, last = out.splitlines()
+    assert unknown.startswith("This site's own scans are not known (site.yaml names no data), so")
     assert first.startswith("doe-jane.png: The model decides for 'healthy' (probability 0.")
     assert last == f"Explanations, for this site alone: {folder / 'index.html'}"
     record = json.loads((folder / "metrics.json").read_text())
@@ -126,11 +127,35 @@ def test_without_a_target_each_scan_of_a_folder_goes_to_its_other_class(best, si
     force(monkeypatch, found=True)
     code, out, _ = explain(capsys, site, best, "--image", site.parent / "scans", "-o", site / "new" / "page")
     assert code == 0 and (site / "new" / "page" / "index.html").is_file()
-    lines = out.splitlines()
+    lines = out.splitlines()[1:]
     assert [line.split(":")[0] for line in lines[:3]] == ["doe-jane.png", "poe-anna.png", "roe-richard.png"]
     assert all("An explanation was found: with 100.0% of the picture changed" in line for line in lines[:2])
     items = json.loads((site / "new" / "page" / "metrics.json").read_text())["items"]
     assert [item["target"] for item in items] == [1, 1, 0] and all(item["found"] for item in items)
+
+
+def with_own_data(site: Path, path: Path) -> None:
+    (site / "site.yaml").write_text(f"data:\n  kind: npz\n  path: {path}\n")
+
+
+def test_the_sites_own_test_scans_say_what_is_typical_and_whom_an_edit_must_not_resemble(
+    best, site, capsys, monkeypatch, tiny_files, test_images
+):
+    with_own_data(site, tiny_files / "data.npz")
+    seen = []
+    real = METHODS["region"]
+    monkeypatch.setitem(METHODS, "region", lambda *a, **k: seen.append(k["references"]) or real(*a, **k))
+    code, out, error = explain(capsys, site, best, "--image", jane(site), "--target", "ill")
+    assert code == 0 and "not known" not in out, error
+    assert np.array_equal(np.round(seen[0].scans.numpy()[:, 0] * 127.5 + 127.5), test_images)
+    assert seen[0].margins.shape == (2, 2)
+
+
+def test_own_data_that_cannot_be_read_are_said_and_hold_nobody_back(best, site, capsys):
+    with_own_data(site, site / "gone.npz")
+    code, out, _ = explain(capsys, site, best, "--image", jane(site), "--target", "ill")
+    assert code == 0 and "gone.npz" in out.splitlines()[0] and "fixed confidence" in out.splitlines()[0]
+    assert "doe-jane.png: The model decides" in out.splitlines()[1]
 
 
 def test_no_explanation_is_said_plainly_and_is_no_failure(best, site, capsys, monkeypatch):
