@@ -37,7 +37,7 @@ _ENCODED = {  # what the parts of an encoded update are, by the end of their nam
     "gap": "how many weights lie between two whose change is told",
     "float32": "the changes of biases, norms and other small tensors, as they are",
     "diagonal": "sums of squares of features",
-    "correlation": "correlations of two features, 12 bits each",
+    "correlation": "correlations of two features, 10 bits each",
 }
 _STATISTICS = {
     "header": "format, task, number of outputs, bins and images",

@@ -1,8 +1,8 @@
-"""The head's sums in few bytes: products of features as correlations of 12 bits, all else exact.
+"""The head's sums in few bytes: products of features as correlations of 10 bits, all else exact.
 
 Most of what `head_sums` returns are products x_i x_j summed over images, symmetric matrices in float64. Sums and counts
 tell their means, their diagonals the variances; what is left are correlations, numbers in [-1, 1] that are off by at
-most 1 / 4094 here. The head is solved with a penalty of about 1 on features of unit variance, which is far above that;
+most 1 / 1022 here. The head is solved with a penalty of about 1 on features of unit variance, which is far above that;
 raw products of so many bits would lose the variances in the squares of the means. Pure.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from jointdiff import codec_wire
 
 Sums = dict[str, np.ndarray]
-STEPS = 2047  # of a correlation from 0 to 1
+STEPS = 511  # of a correlation from 0 to 1
 # The sums of products: name -> the sums and counts of the same images.
 _PRODUCTS = {"products": ("sum", "count"), "group_products": ("group_sum", "group_count")}
 _DIAGONAL, _CORRELATION = ".diagonal", ".correlation"
