@@ -93,10 +93,15 @@ class EditTask:
         return lambda x: of_logits(self.model.classify(x))
 
     def _mirrored_margin(self, index: torch.Tensor | slice) -> LogProb:
-        margin, share = self.margin(index), self.settings.mirrored
+        share, of_logits = self.settings.mirrored, self.margin_of_logits(index)
         if not share:
-            return margin
-        return lambda x: (1 - share) * margin(x) + share * margin(x.flip(3))
+            return self.margin(index)
+
+        def mixed(x: torch.Tensor) -> torch.Tensor:
+            own, mirrored = self.model.classify(torch.cat([x, x.flip(3)])).chunk(2)
+            return (1 - share) * of_logits(own) + share * of_logits(mirrored)
+
+        return mixed
 
     def feature_distance(self, index: torch.Tensor | slice = slice(None)) -> LogProb | None:
         """Return the distance of edits to their scans in the shared features; None where the settings ask for none.
