@@ -76,13 +76,15 @@ def table(rows: Sequence[Row], metric: str) -> str:
     lines = [f"| split-seed | {' | '.join(methods)} |", "|---" * (1 + len(methods)) + "|"]
     lines += [f"| {s} | " + " | ".join(f"{values[m][s]:.3f}" for m in methods) + " |" for s in seeds]
     columns = {m: [values[m][s] for s in seeds] for m in methods}
-    sd = {m: float(np.std(c, ddof=1)) if len(c) > 1 else math.nan for m, c in columns.items()}
-    lines.append("| **mean (sd)** | " + " | ".join(f"{np.mean(columns[m]):.3f} ({sd[m]:.3f})" for m in methods) + " |")
+    if len(seeds) > 1:
+        spread = {m: f"{np.mean(c):.3f} ({np.std(c, ddof=1):.3f})" for m, c in columns.items()}
+        lines.append("| **mean (sd)** | " + " | ".join(spread[m] for m in methods) + " |")
     cells = [""]  # nothing to compare the first with
     for other in methods[1:]:
         gaps = [a - b for a, b in zip(columns[methods[0]], columns[other], strict=True)]
         cells.append(f"{np.mean(gaps):+.3f} +- {half_width_95(gaps):.3f}")
-    lines.append(f"| {methods[0]} minus it, 95% | " + " | ".join(cells) + " |")
+    if len(methods) > 1:
+        lines.append(f"| {methods[0]} minus it, 95% | " + " | ".join(cells) + " |")
     first = {m: next(r for r in rows if r.method == m) for m in methods}
     lines.append("| steps per hospital | " + " | ".join(str(first[m].steps) for m in methods) + " |")
     seconds = {m: np.median([r.seconds for r in rows if r.method == m]) for m in methods}
