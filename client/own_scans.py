@@ -10,10 +10,11 @@ import numpy as np
 from jointdiff.config import ModelConfig
 from jointdiff.data import dicom
 from jointdiff.data.fitting import fit
+from jointdiff.data.image_files import ENDINGS
 from jointdiff.data.scan_file import Unreadable
 from jointdiff.data.site_source import SiteSource
 from jointdiff.errors import DataError
-from jointdiff.scans import ENDINGS, read_scans
+from jointdiff.scans import read_scans
 
 _PREAMBLE = 128  # bytes before the letters that every DICOM file has (PS3.10)
 

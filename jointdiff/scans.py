@@ -1,4 +1,7 @@
-"""New scans that a user brings: image files, folders of them, or an npz with an array `images`."""
+"""New scans that a user brings: image files, folders of them, or an npz with an array `images`.
+
+They are read and fitted as a site's own files are: 16 bits by their full range, oblong ones padded with black.
+"""
 
 from __future__ import annotations
 
@@ -9,22 +12,24 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from jointdiff.config import ModelConfig
+from jointdiff.data.fitting import fit
+from jointdiff.data.image_files import ENDINGS, read_image
+from jointdiff.data.scan_file import Unreadable
 from jointdiff.errors import DataError
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 _BITS = re.compile(r";(\d+)")  # in the raw mode of a file: bits that differ from those of the picture in memory
 
 
 def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False) -> tuple[list[str], np.ndarray]:
-    """Return names and pixels of scans, resized to what the model sees.
+    """Return names and pixels of scans, fitted to what the model sees.
 
     Args:
         paths: Image files, folders (their image files, sorted by name), or npz files with `images` [N,H,W] or
             [N,H,W,C] of uint8.
-        model: Gives the size and the number of channels. Other aspect ratios are squeezed into the square.
+        model: Gives the size and the number of channels; `data.fitting` says how scans become that.
         exact: Nothing is resized, scaled or converted: a scan of another size, depth or number of channels is an
             error, and so is one without any contrast. For explanations: their pixels must be those of the scan.
 
@@ -47,7 +52,7 @@ def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False)
                 _check_form(f"`images` in {path.name}", arrays.shape[1:3], channels, model)
                 for name, array in zip(own, arrays, strict=True):
                     _check_contrast(name, array)
-            scans += [_fit(Image.fromarray(a if a.shape[2:] != (1,) else a[..., 0]), model) for a in arrays]
+            scans += [_fit(array.reshape(*array.shape[:2], -1), model) for array in arrays]
             continue
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
@@ -64,20 +69,26 @@ def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False)
 
 
 def _read_image(path: Path, model: ModelConfig, *, exact: bool) -> np.ndarray:
+    if not path.exists():
+        raise DataError(f"There is no file {path}.")
+    if exact:
+        _check_exact(path, model)
+    try:
+        return _fit(read_image(path).pixels, model)
+    except Unreadable as failure:
+        raise DataError(f"{path} cannot be read as an image: {failure}.") from None
+
+
+def _check_exact(path: Path, model: ModelConfig) -> None:
+    """Refuse a file whose pixels are not what the model sees; one that cannot be read is left to its reader."""
     try:
         with Image.open(path) as image:
-            if exact:
-                _check_exact(path.name, image, model)
-            if image.mode == "F" and not np.isfinite(np.asarray(image)).all():
-                raise DataError(f"{path} holds NaN or infinity: every pixel needs a value.")
-            return _fit(image, model)
-    except FileNotFoundError:
-        raise DataError(f"There is no file {path}.") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}): give PNG, JPEG, TIFF or BMP.") from None
+            _check_picture(path.name, image, model)
+    except (Image.DecompressionBombError, OSError):
+        return
 
 
-def _check_exact(name: str, image: Image.Image, model: ModelConfig) -> None:
+def _check_picture(name: str, image: Image.Image, model: ModelConfig) -> None:
     bits = _bits(image)
     if bits != 8:
         raise DataError(
@@ -151,12 +162,5 @@ def _read_npz(path: Path) -> np.ndarray:
     return images
 
 
-def _fit(image: Image.Image, model: ModelConfig) -> np.ndarray:
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, of either byte order: scaled by their own range
-        pixels = np.asarray(image, dtype=np.float64)
-        low, high = pixels.min(), pixels.max()
-        image = Image.fromarray(np.rint((pixels - low) / max(high - low, 1e-12) * 255).astype(np.uint8))
-    image = image.convert("L" if model.channels == 1 else "RGB")
-    if image.size != (model.image_size, model.image_size):
-        image = image.resize((model.image_size, model.image_size), Image.Resampling.BILINEAR, reducing_gap=None)
-    return np.asarray(image, dtype=np.uint8).reshape(model.image_size, model.image_size, model.channels)
+def _fit(pixels: np.ndarray, model: ModelConfig) -> np.ndarray:
+    return fit(pixels, image_size=model.image_size, channels=model.channels)

@@ -11,6 +11,9 @@ import pytest
 from PIL import Image
 
 from jointdiff.config import ModelConfig
+from jointdiff.data.base import DatasetInfo
+from jointdiff.data.site_data import load_site
+from jointdiff.data.site_source import SiteSource
 from jointdiff.errors import DataError
 from jointdiff.scans import read_scans
 
@@ -47,21 +50,35 @@ def test_grey_becomes_colour_and_colour_grey(tmp_path):
     assert read(red).shape == (1, 16, 16, 1) and abs(int(read(red)[0, 0, 0, 0]) - 60) <= 1  # the eye's weight of red
 
 
-@pytest.mark.parametrize("dtype", [np.uint16, np.dtype(">u2"), np.int32, np.float32])
-def test_deeper_files_are_scaled_by_their_own_range(tmp_path, dtype):
-    deep = (RAMP.astype(np.int64) * 200 + 1000).astype(dtype)
-    scan = read(save(tmp_path / "deep.tif", deep))[0, ..., 0]
-    np.testing.assert_array_equal(scan, np.rint(RAMP / 240 * 255).astype(np.uint8))
-
-
-def test_a_deep_file_of_one_value_is_black(tmp_path):
-    assert not read(save(tmp_path / "flat.png", np.full((16, 16), 40000, np.uint16))).any()
+@pytest.mark.parametrize("dtype", [np.uint16, np.dtype(">u2")])
+def test_deep_files_are_scaled_by_the_full_range_and_not_by_their_own(tmp_path, dtype):
+    scan = read(save(tmp_path / "deep.tif", (RAMP.astype(np.int64) * 100).astype(dtype)))[0, ..., 0]
+    np.testing.assert_array_equal(scan, np.rint(RAMP.astype(float) * 100 / 257).astype(np.uint8))
 
 
 def test_other_sizes_are_resized_to_the_models(tmp_path):
-    big = np.kron(RAMP, np.ones((4, 4), dtype=np.uint8))[:40]
-    scan = read(save(tmp_path / "big.png", big))[0, ..., 0]
-    assert scan.shape == (16, 16) and np.abs(scan.astype(int) - RAMP).max() <= 4
+    scan = read(save(tmp_path / "big.png", np.kron(RAMP, np.ones((4, 4), dtype=np.uint8))))[0, ..., 0]
+    np.testing.assert_array_equal(scan, RAMP)
+
+
+@pytest.mark.parametrize("pixels", [
+    np.kron(RAMP, np.ones((3, 2), np.uint8))[:40], RAMP[:9], np.stack([RAMP, RAMP.T, RAMP], -1),
+    RAMP[:11].astype(np.uint16) * 190,
+])  # fmt: skip
+@pytest.mark.parametrize("model", [GREY, RGB])
+def test_a_scan_by_hand_and_a_sites_own_are_the_same_pixels(tmp_path, pixels, model):
+    """An oblong, a small, a colour and a deep one: a model must see a scan alike, whoever shows it."""
+    for part in ("train", "test"):
+        for name in ("healthy", "ill"):
+            (tmp_path / part / name).mkdir(parents=True)
+            save(tmp_path / part / name / "a.png", pixels)
+    wanted = DatasetInfo(
+        name="sites", task="multi-class", class_names=("healthy", "ill"), channels=model.channels, image_size=16,
+        real=True, description="", licence="",
+    )  # fmt: skip
+    site = load_site(SiteSource(kind="folder", path=tmp_path), wanted, cache=tmp_path / "cache")
+    by_hand = read(tmp_path / "test" / "ill" / "a.png", model)
+    assert by_hand.any() and all(np.array_equal(scan, by_hand[0]) for scan in site.test.images)
 
 
 def test_a_folder_is_read_by_name_and_passes_other_files_over(tmp_path):
@@ -128,7 +145,9 @@ def text(path: Path) -> Path:
 BAD = {
     "float npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16))), "must be uint8 .*float64"),
     "NaN in npz": (lambda f: bad_npz(f, images=np.full((2, 16, 16), np.nan)), "NaN or infinity in 512 of 512 values"),
-    "NaN in TIFF": (lambda f: save(f / "x.tif", np.full((16, 16), np.nan, np.float32)), "NaN or infinity"),
+    "NaN in TIFF": (lambda f: save(f / "x.tif", np.full((16, 16), np.nan, np.float32)), "whose range nothing states"),
+    "32 bits": (lambda f: save(f / "x.tif", RAMP.astype(np.int32)), "whose range nothing states"),
+    "pages": (lambda f: pages(f / "x.tif"), "several pictures in one file"),
     "16-bit npz": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16), np.uint16)), "must be uint8 .*uint16"),
     "four channels": (lambda f: bad_npz(f, images=np.zeros((2, 16, 16, 4), np.uint8)), r"\[2, 16, 16, 4\]"),
     "one image": (lambda f: bad_npz(f, images=RAMP), r"must be uint8 \[N,H,W\]"),
@@ -211,6 +230,9 @@ NOT_EXACT = {
 }  # fmt: skip
 
 
+NOT_READ_AT_ALL = ("32 bits", "float", "pages")
+
+
 @pytest.mark.parametrize("case", NOT_EXACT)
 def test_an_exact_reader_changes_no_scan_but_refuses_it(tmp_path, case):
     make, model, message = NOT_EXACT[case]
@@ -218,7 +240,8 @@ def test_an_exact_reader_changes_no_scan_but_refuses_it(tmp_path, case):
     with pytest.raises(DataError, match=message) as caught:
         read_scans([str(path)], model, exact=True)
     assert path.name in str(caught.value)
-    assert len(read_scans([str(path)], model)[1])  # which is otherwise fitted to the model
+    if case not in NOT_READ_AT_ALL:
+        assert len(read_scans([str(path)], model)[1])  # which is otherwise fitted to the model
 
 
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.bmp", "a.jpg"])
