@@ -83,7 +83,7 @@ class RunConfig:
     initial_weights: str = ""  # checkpoint that the run starts from; '' = drawn from the seed
     autoencoder: str = ""  # file of a frozen autoencoder, in whose latents the run works; '' = on pixels
     latent: bool = False  # two phases in one run: train the autoencoder of the scans, then the method on its latents
-    autoencoder_rounds: int = 12  # latent: rounds of the first phase; num-rounds are those of the second
+    autoencoder_rounds: int = 4  # latent: rounds of the first phase; num-rounds are those of the second
     autoencoder_model: str = "auto"  # latent: a name in configs/autoencoder/; auto = by image-size
     autoencoder_preset: str = ""  # latent: training preset of the first phase; '' = the autoencoder's own
     autoencoder_budget: float = 0.5  # latent: share of target-epsilon that the first phase may spend
@@ -489,10 +489,15 @@ def trains_autoencoder(config: Config) -> bool:
 
 
 def preset_of(run: RunConfig) -> str:
-    """Return the name or file of a run's training preset: the one that is asked for, else its method's own."""
-    private = run.target_epsilon > 0 or run.noise_multiplier > 0
-    own = f"{run.method}-private"
-    return run.preset or (own if private and own in preset_names("training") else run.method)
+    """Return the name or file of a run's training preset: the one that is asked for, else its method's own.
+
+    A method may have one of its own for private runs (joint-private), and one for runs on latents (joint-latent).
+    """
+    private, known = run.target_epsilon > 0 or run.noise_multiplier > 0, preset_names("training")
+    on_latents = run.latent or bool(run.autoencoder)
+    kinds = [kind for kind, wanted in (("private", private), ("latent", on_latents)) if wanted]
+    own = [name for kind in kinds if (name := f"{run.method}-{kind}") in known]
+    return run.preset or next(iter(own), run.method)
 
 
 def _model_for(image_size: int) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from jointdiff import checkpoint, latent_run
 from jointdiff.cli import main
-from jointdiff.config import resolve
+from jointdiff.config import RunConfig, preset_of, resolve
 from jointdiff.data import hospital_data
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.evaluation import predict
@@ -121,3 +121,21 @@ def test_a_checkpoint_on_pixels_says_nothing_of_latents(tiny_run):
     metadata, tensors = checkpoint.read(folder / "checkpoints" / "best.safetensors")
     assert "autoencoder" not in metadata and not any(name.startswith("autoencoder") for name in tensors)
     assert not (folder / latent_run.FILE).exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "preset"),
+    [
+        ({}, "joint"),
+        ({"method": "two-stage"}, "two-stage"),
+        ({"target_epsilon": 8.0}, "joint-private"),
+        ({"noise_multiplier": 1.0, "method": "supervised"}, "supervised"),
+        ({"latent": True}, "joint-latent"),
+        ({"autoencoder": "a.safetensors"}, "joint-latent"),
+        ({"latent": True, "target_epsilon": 8.0}, "joint-private"),
+        ({"latent": True, "method": "two-stage"}, "two-stage"),
+        ({"latent": True, "preset": "joint"}, "joint"),
+    ],
+)
+def test_a_method_has_presets_of_its_own_for_private_runs_and_for_latents(changes, preset):
+    assert preset_of(RunConfig(**changes)) == preset

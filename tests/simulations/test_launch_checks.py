@@ -54,7 +54,13 @@ SETTINGS = {
         "batch-size": 16,
         "explain": 0,
     },
-    "latent_128": {"image-size": 128, "latent": True, "explain": 16},
+    "latent_128": {
+        "image-size": 128,
+        "latent": True,
+        "num-rounds": 18,
+        "local-steps": 60,
+        "explain": 16,
+    },
 }
 
 
