@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from client import site_config
-from client.own_scans import read_own
+from client.own_scans import read_own, references_of
 from client.secondary_capture import Capture, new_series, write
 from jointdiff.config import ModelConfig
 from jointdiff.data.dicom import check_installed
@@ -76,6 +76,7 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     with written("The explanations", then="What is made is kept, and the same command carries it on."):
         explained = explain_own_scans(
             trained, request.images, target=request.target, read=read, keep=keep,
+            refer=lambda: references_of(trained, own, say=say),
             progress=lambda done, total: say(f"{done} of {total} scans explained") if total > BATCH_SIZE else None,
         )  # fmt: skip
     count = len(explained.names)

@@ -26,8 +26,9 @@ from jointdiff.cli import main as alone
 from jointdiff.counterfactual import METHODS
 from jointdiff.data import ImageSet
 from jointdiff.events import read_events
-from jointdiff.explanation import Explanations
+from jointdiff.explanation import Explanations, references
 from jointdiff.scan_explanation import find_target
+from jointdiff.trained import open_trained
 from simulations.local import run_local
 
 # Of the modules that a Secondary Capture Image must have (PS3.3 A.8.1): what must have a value, and what must be there.
@@ -40,6 +41,8 @@ TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
     "StudyID", "AccessionNumber", "SeriesNumber", "InstanceNumber", "PatientOrientation",
 )  # fmt: skip
+
+WITHOUT = "Explained without the typical margins and the guard of identity of the site's own scans"
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +112,8 @@ def test_one_scan_is_explained_by_the_real_search_and_the_page_names_no_file(bes
     code, out, err = explain(capsys, site, best, "--image", jane(site), "--target", "ILL")
     assert (code, err) == (0, "")
     folder = site / "explanations" / "tiny-scans-1"
-    first, last = out.splitlines()
+    without, first, last = out.splitlines()
+    assert without == f"{WITHOUT}: {site / 'site.yaml'} names no data."
     assert first.startswith("doe-jane.png: The model decides for 'healthy' (probability 0.")
     assert last == f"Explanations, for this site alone: {folder / 'index.html'}"
     record = json.loads((folder / "metrics.json").read_text())
@@ -126,11 +130,46 @@ def test_without_a_target_each_scan_of_a_folder_goes_to_its_other_class(best, si
     force(monkeypatch, found=True)
     code, out, _ = explain(capsys, site, best, "--image", site.parent / "scans", "-o", site / "new" / "page")
     assert code == 0 and (site / "new" / "page" / "index.html").is_file()
-    lines = out.splitlines()
+    lines = out.splitlines()[1:]
     assert [line.split(":")[0] for line in lines[:3]] == ["doe-jane.png", "poe-anna.png", "roe-richard.png"]
     assert all("An explanation was found: with 100.0% of the picture changed" in line for line in lines[:2])
     items = json.loads((site / "new" / "page" / "metrics.json").read_text())["items"]
     assert [item["target"] for item in items] == [1, 1, 0] and all(item["found"] for item in items)
+
+
+def test_scans_by_hand_get_the_references_that_a_gallery_of_the_sites_test_scans_gets(
+    best, site, tiny_files, test_images, capsys, monkeypatch
+):
+    """The site's own test scans, once for all that are named; the decisions of the model on them, no label."""
+    (site / "site.yaml").write_text(f"data: {{kind: npz, path: {tiny_files / 'data.npz'}}}\n")
+    given, search = [], METHODS["region"]
+
+    def spy(*rest, references=None, **keys):
+        given.append(references)
+        return search(*rest, references=references, **keys)
+
+    monkeypatch.setitem(METHODS, "region", spy)
+    monkeypatch.setattr("jointdiff.counterfactual.MIN_TYPICAL", 2)
+    code, out, err = explain(capsys, site, best, "--image", jane(site), site.parent / "scans" / "poe-anna.png")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "References: 18 of the site's 18 test scans."
+    trained = open_trained(best, device="cpu")
+    scans = ImageSet(test_images[..., None], np.arange(18) % 2)
+    expected = references(trained.model, scans, device=trained.device)
+    (got,) = given
+    torch.testing.assert_close(got.scans, expected.scans, rtol=0, atol=0)
+    torch.testing.assert_close(got.margins, expected.margins, rtol=0, atol=0, equal_nan=True)
+    assert not got.margins[:, 1].isnan().all()
+
+
+def test_where_the_sites_data_cannot_be_read_the_scan_is_explained_without_and_that_is_said(
+    best, site, tmp_path, capsys, monkeypatch
+):
+    force(monkeypatch, found=True)
+    (site / "site.yaml").write_text(f"data: {{kind: npz, path: {tmp_path / 'gone.npz'}}}\n")
+    code, out, _ = explain(capsys, site, best, "--image", jane(site))
+    assert code == 0 and "An explanation was found" in out
+    assert out.splitlines()[0].startswith(f"{WITHOUT}, which cannot be read: ") and "gone.npz" in out.splitlines()[0]
 
 
 def test_no_explanation_is_said_plainly_and_is_no_failure(best, site, capsys, monkeypatch):
