@@ -24,10 +24,13 @@ from client.explain import KEPT
 from jointdiff import checkpoint
 from jointdiff.cli import main as alone
 from jointdiff.counterfactual import METHODS
-from jointdiff.data import ImageSet
+from jointdiff.data import ImageSet, info_of
+from jointdiff.data.site_data import open_site
+from jointdiff.data.site_source import SiteSource
 from jointdiff.events import read_events
 from jointdiff.explanation import Explanations, references
 from jointdiff.scan_explanation import find_target
+from jointdiff.scans import read_scans
 from jointdiff.trained import open_trained
 from simulations.local import run_local
 
@@ -456,7 +459,7 @@ def test_an_image_file_becomes_a_capture_of_nobody(capsys, best, site):
 
 @pytest.mark.parametrize(
     ("damage", "match"),
-    [("truncated", "truncated or damaged"), ("frames", "several frames"), ("blank", "same value everywhere")],
+    [("truncated", "truncated or damaged"), ("frames", "several frames"), ("blank", "is constant")],
 )
 def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage, match):
     fields = {"NumberOfFrames": 3} if damage == "frames" else {}
@@ -466,6 +469,21 @@ def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage,
     code, _, error = explain(capsys, site, best, "--image", path, "-o", site / "page")
     assert code != 0 and match in error and "doe-jane.dcm" in error
     assert not (site / "page").exists()
+
+
+@pytest.mark.parametrize("window", ["auto", (600.0, 900.0)])
+def test_dicom_is_the_same_whether_it_is_a_sites_own_or_brought_by_hand(tmp_path, best, site, test_images, window):
+    for name, columns in (("healthy", 30), ("ill", 40)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        jane_as_dicom(site, test_images, columns=columns).rename(tmp_path / "data" / name / "scan.dcm")
+    trained = open_trained(best, device="cpu")
+    wanted = info_of(trained.config.run)
+    loaded = open_site(SiteSource(kind="dicom", path=tmp_path / "data", window=window), wanted, cache=tmp_path / "c")
+    own = np.concatenate([images.images for _, images, _ in loaded.parts()])
+    paths = [str(tmp_path / "data" / name) for name in loaded.names]
+    by_hand = read_scans(paths, trained.config.model, window=window)[1]
+    np.testing.assert_array_equal(by_hand, own)
+    np.testing.assert_array_equal(trained.predict(by_hand), trained.predict(own))
 
 
 def test_many_scans_that_are_interrupted_are_carried_on(capsys, best, site, test_images, monkeypatch):
