@@ -15,19 +15,14 @@ from pathlib import Path
 import numpy as np
 
 from client import site_config
-from client.local_baseline import info_of_model
-from client.own_scans import read_own
+from client.own_scans import read_own, references_of
 from client.secondary_capture import Capture, new_series, write
-from client.site_config import SiteConfig
 from jointdiff.config import ModelConfig
-from jointdiff.data import ImageSet
 from jointdiff.data.dicom import check_installed
-from jointdiff.data.site_data import load_site
-from jointdiff.errors import JointDiffError
-from jointdiff.explanation import BATCH_SIZE, reference_scans
+from jointdiff.explanation import BATCH_SIZE
 from jointdiff.scan_explanation import OwnExplanations, explain_own_scans, new_folder, write_page
 from jointdiff.storage import written
-from jointdiff.trained import Trained, open_trained
+from jointdiff.trained import open_trained
 
 KEPT = "explaining"  # in the site's folder: edits of many scans, until their page is whole
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
@@ -60,7 +55,7 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     """
     site = site_config.site_folder(request.site_folder)
     own = site_config.read(site)
-    policy = own.policy
+    policy, site_data = own.policy, own.data
     folder = new_folder(request.output) if request.output else None
     trained = open_trained(request.checkpoint, device=request.device)
     run_name = trained.config.run.run_name
@@ -71,7 +66,7 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     sources: list[Path | None] = []
 
     def read(paths: Sequence[str], model: ModelConfig) -> tuple[list[str], np.ndarray]:
-        names, images, files = read_own(paths, model, own.data)
+        names, images, files = read_own(paths, model, site_data)
         sources.extend(files)
         return names, images
 
@@ -81,7 +76,7 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     with written("The explanations", then="What is made is kept, and the same command carries it on."):
         explained = explain_own_scans(
             trained, request.images, target=request.target, read=read, keep=keep,
-            others=lambda: _others(own, trained, say),
+            refer=lambda: references_of(trained, own, say=say),
             progress=lambda done, total: say(f"{done} of {total} scans explained") if total > BATCH_SIZE else None,
         )  # fmt: skip
     count = len(explained.names)
@@ -93,25 +88,6 @@ def explain_own(request: Request, *, say: Callable[[str], None]) -> Path:
     for name, sentence in zip(explained.names, explained.sentences, strict=True):
         say(f"{name}: {sentence}")
     return page
-
-
-def _others(own: SiteConfig, trained: Trained, say: Callable[[str], None]) -> ImageSet | None:
-    """Return those of this site's scans that its galleries know too; where there are none, say so and return None."""
-    reason = "site.yaml names no data"
-    if own.data is not None:
-        try:
-            test = load_site(own.data, info_of_model(trained), cache=own.cache).test
-        except JointDiffError as failure:
-            reason = f"its data do not serve this model: {failure}"
-        else:
-            if len(test):
-                return reference_scans(test)
-            reason = "its test part is empty"
-    say(
-        f"This site's own scans are not known ({reason.rstrip('.')}), so an edit goes to a fixed confidence, and "
-        "nothing holds it back from resembling another patient's scan."
-    )
-    return None
 
 
 def _write_captures(

@@ -1,45 +1,25 @@
-"""Scans that somebody at the site names: DICOM files are read as the site's own data are, all others as they are."""
+"""Scans that somebody at the site names: DICOM files are read as the site's own data are, all others as they are.
+
+What the search for an edit asks of other scans comes from the test scans of the site's own data.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from client.site_config import SiteConfig
 from jointdiff.config import ModelConfig
-from jointdiff.data import dicom
-from jointdiff.data.fitting import fit
-from jointdiff.data.image_files import ENDINGS
-from jointdiff.data.scan_file import Unreadable
+from jointdiff.data import DatasetInfo
+from jointdiff.data.site_data import load_site
 from jointdiff.data.site_source import SiteSource
-from jointdiff.errors import DataError
-from jointdiff.scans import read_scans
-
-_PREAMBLE = 128  # bytes before the letters that every DICOM file has (PS3.10)
-
-
-def is_dicom(path: Path) -> bool:
-    """Tell whether a file says that it is DICOM."""
-    try:
-        with path.open("rb") as file:
-            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
-    except OSError:
-        return False
-
-
-def listed(paths: Sequence[str]) -> list[Path]:
-    """Return the files that are named, those of folders among them, sorted by name."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            inside = sorted(each for each in path.iterdir() if each.suffix.lower() in ENDINGS or is_dicom(each))
-            if not inside:
-                raise DataError(f"{path} holds no image file ({', '.join(ENDINGS)}) and no DICOM file.")
-            found += inside
-        else:
-            found.append(path)
-    return found
+from jointdiff.edit_task import References
+from jointdiff.errors import JointDiffError
+from jointdiff.explanation import MAX_REFERENCES, site_references
+from jointdiff.scans import is_dicom, listed, read_scans
+from jointdiff.trained import Trained
 
 
 def read_own(
@@ -59,27 +39,39 @@ def read_own(
     names: list[str] = []
     images: list[np.ndarray] = []
     files: list[Path | None] = []
+    window, aspect = ("auto", "pad") if source is None else (source.window, source.aspect)
     for path in listed(paths):
-        if is_dicom(path):
-            names.append(path.name)
-            images.append(_read(path, model, source)[None])
-        else:
-            own, pixels = read_scans([str(path)], model, exact=True)
-            names += own
-            images.append(pixels)
-        files += [path if is_dicom(path) else None] * len(images[-1])
+        own, pixels = read_scans([str(path)], model, exact=True, window=window, aspect=aspect)
+        names += own
+        images.append(pixels)
+        files += [path if is_dicom(path) else None] * len(pixels)
     return names, np.concatenate(images), files
 
 
-def _read(path: Path, model: ModelConfig, source: SiteSource | None) -> np.ndarray:
-    dicom.check_installed()
-    window = source.window if source is not None else "auto"
-    aspect = source.aspect if source is not None else "pad"
+def references_of(trained: Trained, own: SiteConfig, *, say: Callable[[str], None]) -> References | None:
+    """Return the references that a gallery of the site's test scans gets; where there are none, say why.
+
+    The data are read as in the model's run, so what the run left in the site's cache is used again.
+
+    Args:
+        say: Takes one line, for the site's own eyes.
+    """
+    run, model = trained.config.run, trained.config.model
+    wanted = DatasetInfo(
+        name=run.dataset, task=model.task, class_names=trained.class_names, channels=model.channels,
+        image_size=model.image_size, real=True, description="The site's own scans.", licence="the site's own",
+    )  # fmt: skip
+    without = "Explained without the typical margins and the guard of identity of the site's own scans"
+    if own.data is None:
+        say(f"{without}: {own.path} names no data.")
+        return None
     try:
-        scan = dicom.read_dicom(path, window)
-    except Unreadable as failure:
-        raise DataError(f"{path.name} cannot be read: {failure}.") from None
-    image = fit(scan.pixels, image_size=model.image_size, channels=model.channels, aspect=aspect)
-    if image.min() == image.max():
-        raise DataError(f"{path.name} has the same value everywhere, {int(image.min())}: there is nothing to explain.")
-    return image
+        test = load_site(own.data, wanted, cache=own.cache, audit_holdout=run.audit_holdout).test
+    except (JointDiffError, OSError) as failure:
+        say(f"{without}, which cannot be read: {failure}")
+        return None
+    if not len(test):
+        say(f"{without}: none of them is a test scan.")
+        return None
+    say(f"References: {min(len(test), MAX_REFERENCES)} of the site's {len(test)} test scans.")
+    return site_references(trained.model, test, device=trained.device, space=trained.space)

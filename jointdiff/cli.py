@@ -6,6 +6,7 @@ import argparse
 import csv
 import io
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -59,7 +60,17 @@ def _parser() -> argparse.ArgumentParser:
 
     predict = commands.add_parser("predict", help="probabilities of new scans, as CSV")
     _with_checkpoint(predict)
-    predict.add_argument("scans", nargs="+", help="image files, folders of them, or npz files with an array `images`")
+    predict.add_argument(
+        "scans", nargs="+", help="image or DICOM files, folders of them, or npz files (array `images`)"
+    )
+    predict.add_argument(
+        "--aspect", default="pad", metavar="NAME",
+        help="of scans that are not square, as `aspect` in site.yaml: pad | crop | stretch (default: pad)",
+    )  # fmt: skip
+    predict.add_argument(
+        "--window", default="auto", metavar="WINDOW",
+        help="of DICOM files, as `window` in site.yaml: auto | header | CENTRE,WIDTH (default: auto)",
+    )  # fmt: skip
     predict.add_argument("--output", "-o", default="-", help="CSV file; - prints it (default)")
     predict.set_defaults(command=_predict)
 
@@ -89,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     explain.add_argument(
         "--image", nargs="+", default=[], metavar="PATH",
-        help="explain these in place of test scans: image files, folders of them, or npz files with an array `images`",
+        help="explain these in place of test scans: image or DICOM files, folders of them, or npz files (`images`)",
     )  # fmt: skip
     explain.add_argument(
         "--target", default="", metavar="CLASS",
@@ -155,12 +166,28 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value}")
 
 
+def _window(text: str) -> str | tuple[float, float]:
+    if text in ("auto", "header"):
+        return text
+    try:
+        centre, width = map(float, text.split(","))
+    except ValueError:
+        centre = width = math.nan
+    if not (math.isfinite(centre) and math.isfinite(width) and width > 1):
+        raise ConfigError(f"--window must be auto, header or CENTRE,WIDTH with a width above 1, not '{text}'.")
+    return centre, width
+
+
 def _predict(options: argparse.Namespace) -> None:
+    from jointdiff.data.fitting import ASPECTS
     from jointdiff.scans import read_scans
 
+    if options.aspect not in ASPECTS:
+        raise ConfigError(f"--aspect must be {', '.join(ASPECTS[:-1])} or {ASPECTS[-1]}, not '{options.aspect}'.")
+    window = _window(options.window)
     output = None if options.output == "-" else writable(options.output)
     trained = _open(options)
-    names, scans = read_scans(options.scans, trained.config.model)
+    names, scans = read_scans(options.scans, trained.config.model, window=window, aspect=options.aspect)
     probs = trained.predict(scans)
     rows = [["scan", *(f"p({name})" for name in trained.class_names), "decision"]]
     for name, row in zip(names, probs, strict=True):

@@ -87,13 +87,12 @@ def explain_site(
         RunError: The disk is full, or the like. What is whole stays, and is carried on by the next call.
     """
     scans = choose_scans(data.test, config.run.explain, seed=seed_for(config.run.seed, hospital_index, 0, "explain"))
-    others = reference_scans(data.test)
     found = explain_scans(
         model,
         scans,
         config,
         device=device,
-        references=references(model, others, device=device, space=space),
+        references=site_references(model, data.test, device=device, space=space),
         method=method,
         folder=folder,
         progress=progress,
@@ -140,11 +139,6 @@ def choose_scans(test: ImageSet, count: int, *, seed: int) -> ImageSet:
     return test.select(np.sort(drawn))
 
 
-def reference_scans(test: ImageSet) -> ImageSet:
-    """Return those of a site's test scans that say what is typical: the first MAX_REFERENCES."""
-    return test.select(np.arange(min(len(test), MAX_REFERENCES)))
-
-
 def references(
     model: JointModel, scans: ImageSet, *, device: torch.device, space: Space = PIXELS
 ) -> References:  # fmt: skip
@@ -152,6 +146,14 @@ def references(
     inputs = space.inputs(scans.images)
     probs = torch.from_numpy(predict(model, inputs, device=device))
     return References(typical_margins(probs), to_network(inputs, device))
+
+
+def site_references(
+    model: JointModel, test: ImageSet, *, device: torch.device, space: Space = PIXELS
+) -> References:  # fmt: skip
+    """Return the references of a site: its first MAX_REFERENCES test scans, one forward pass each. Labels: unseen."""
+    first = test.select(np.arange(min(len(test), MAX_REFERENCES)))
+    return references(model, first, device=device, space=space)
 
 
 def decoding_grades(

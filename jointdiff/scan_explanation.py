@@ -16,6 +16,7 @@ import numpy as np
 from jointdiff.config import ModelConfig
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS
 from jointdiff.data import MULTI_CLASS, UNKNOWN, ImageSet
+from jointdiff.edit_task import References
 from jointdiff.errors import ConfigError, RunError, nearest
 from jointdiff.explanation import (
     BATCH_SIZE,
@@ -24,7 +25,6 @@ from jointdiff.explanation import (
     decoding_grades,
     explain_scans,
     gallery_items,
-    references,
 )
 from jointdiff.grading import CHANGE_THRESHOLD, grade
 from jointdiff.scans import read_scans
@@ -44,6 +44,7 @@ class OwnExplanations:
 
 
 Reader = Callable[[Sequence[str], ModelConfig], tuple[list[str], np.ndarray]]
+Refer = Callable[[], References | None]
 as_they_are: Reader = partial(read_scans, exact=True)
 
 
@@ -54,7 +55,7 @@ def explain_own_scans(
     target: str = "",
     method: str = DEFAULT_METHOD,
     read: Reader = as_they_are,
-    others: Callable[[], ImageSet | None] = lambda: None,
+    refer: Refer = lambda: None,
     keep: Path | None = None,
     progress: Progress | None = None,
 ) -> OwnExplanations:
@@ -65,8 +66,7 @@ def explain_own_scans(
         target: Name or number of the wanted class, or of the finding to turn over; '' = the nearest other of each.
         method: One of counterfactual.METHODS.
         read: Gives names and what the model sees of the paths.
-        others: Gives scans that say how sure the model typically is, and that no edit should come to resemble; asked
-            once nothing is left to refuse.
+        refer: Gives what is known of other scans, None where nothing is; called once, after all input was checked.
         keep: Folder for the edits of many scans, batch by batch: what is interrupted is carried on by the next call.
         progress: Called after every batch with the numbers of scans done and in all.
 
@@ -85,10 +85,8 @@ def explain_own_scans(
         _check_undecided(trained, names, images, index)
         targets = np.full(len(images), index, np.int64)
     scans = ImageSet(images, np.full(_label_shape(trained, len(images)), UNKNOWN, np.int64))
-    known = others()
-    typical = None if known is None else references(trained.model, known, device=trained.device, space=trained.space)
     found = explain_scans(
-        trained.model, scans, trained.config, device=trained.device, targets=targets, references=typical, method=method,
+        trained.model, scans, trained.config, device=trained.device, targets=targets, references=refer(), method=method,
         folder=keep if len(images) > BATCH_SIZE else None, progress=progress, space=trained.space,
     )  # fmt: skip
     found = replace(found, found=found.found & _reached(trained, found))

@@ -1,6 +1,6 @@
-"""New scans that a user brings: image files, folders of them, or an npz with an array `images`.
+"""New scans that a user brings: image files, DICOM files, folders of both, or an npz with an array `images`.
 
-They are read and fitted as a site's own files are: 16 bits by their full range, oblong ones padded with black.
+They are read and fitted by the same code as a site's own data: the same file gives the same pixels.
 """
 
 from __future__ import annotations
@@ -12,26 +12,64 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from jointdiff.config import ModelConfig
+from jointdiff.data import dicom
 from jointdiff.data.fitting import fit
 from jointdiff.data.image_files import ENDINGS, read_image
 from jointdiff.data.scan_file import Unreadable
 from jointdiff.errors import DataError
 
+_PREAMBLE = 128  # bytes before the letters that every DICOM file has (PS3.10)
 _BITS = re.compile(r";(\d+)")  # in the raw mode of a file: bits that differ from those of the picture in memory
 
 
-def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False) -> tuple[list[str], np.ndarray]:
-    """Return names and pixels of scans, fitted to what the model sees.
+def is_dicom(path: Path) -> bool:
+    """Tell whether a file says that it is DICOM."""
+    try:
+        with path.open("rb") as file:
+            return file.read(_PREAMBLE + 4)[_PREAMBLE:] == b"DICM"
+    except OSError:
+        return False
+
+
+def listed(paths: Sequence[str]) -> list[Path]:
+    """Return the files that are named, and of folders their image and DICOM files, sorted by name.
+
+    Raises:
+        DataError: A folder holds none.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(each for each in path.iterdir() if each.suffix.lower() in ENDINGS or is_dicom(each))
+            if not inside:
+                raise DataError(f"{path} holds no image file ({', '.join(ENDINGS)}) and no DICOM file.")
+            found += inside
+        else:
+            found.append(path)
+    return found
+
+
+def read_scans(
+    paths: Sequence[str],
+    model: ModelConfig,
+    *,
+    exact: bool = False,
+    window: str | tuple[float, float] = "auto",
+    aspect: str = "pad",
+) -> tuple[list[str], np.ndarray]:
+    """Return names and pixels of scans, read and fitted as a site's own data are (image_files, dicom, fitting).
 
     Args:
-        paths: Image files, folders (their image files, sorted by name), or npz files with `images` [N,H,W] or
+        paths: Image files, DICOM files, folders of both (sorted by name), or npz files with `images` [N,H,W] or
             [N,H,W,C] of uint8.
-        model: Gives the size and the number of channels; `data.fitting` says how scans become that.
-        exact: Nothing is resized, scaled or converted: a scan of another size, depth or number of channels is an
-            error, and so is one without any contrast. For explanations: their pixels must be those of the scan.
+        model: Gives the size and the number of channels.
+        exact: Nothing but DICOM is fitted: a scan of another size, depth or number of channels is an error, and so is
+            any without contrast. For explanations: their pixels must be those of the scan.
+        window: Of DICOM files, as `read_dicom` takes it.
+        aspect: One of fitting.ASPECTS.
 
     Returns:
         Names (file name, or `<file>[i]` in an npz), and uint8 [N,H,W,C].
@@ -41,54 +79,47 @@ def read_scans(paths: Sequence[str], model: ModelConfig, *, exact: bool = False)
     """
     names: list[str] = []
     scans: list[np.ndarray] = []
-    for text in paths:
-        path = Path(text)
+    for path in listed(paths):
         if path.suffix == ".npz":
             arrays = _read_npz(path)
             own = [f"{path.name}[{i}]" for i in range(len(arrays))]
-            names += own
             if exact and len(arrays):
                 channels = arrays.shape[3] if arrays.ndim == 4 else 1
                 _check_form(f"`images` in {path.name}", arrays.shape[1:3], channels, model)
-                for name, array in zip(own, arrays, strict=True):
-                    _check_contrast(name, array)
-            scans += [_fit(array.reshape(*array.shape[:2], -1), model) for array in arrays]
-            continue
-        if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix.lower() in ENDINGS)
-            if not files:
-                raise DataError(f"{path} holds no image file ({', '.join(ENDINGS)}).")
+            pixels = list(arrays if arrays.ndim == 4 else arrays[..., None])
         else:
-            files = [path]
-        for file in files:
-            names.append(file.name)
-            scans.append(_read_image(file, model, exact=exact))
+            own, pixels = [path.name], [_read_file(path, model, window, exact=exact)]
+        fitted = [fit(each, image_size=model.image_size, channels=model.channels, aspect=aspect) for each in pixels]
+        if exact:
+            for name, scan in zip(own, pixels, strict=True):  # before black is padded on
+                _check_contrast(name, scan)
+        names += own
+        scans += fitted
     if not scans:
         raise DataError("No scans were given: name image files, folders, or npz files with an array `images`.")
     return names, np.stack(scans)
 
 
-def _read_image(path: Path, model: ModelConfig, *, exact: bool) -> np.ndarray:
+def _read_file(path: Path, model: ModelConfig, window: str | tuple[float, float], *, exact: bool) -> np.ndarray:
+    """Return the pixels of an image or DICOM file as they are, [H,W,1 or 3] in 0..255."""
     if not path.exists():
         raise DataError(f"There is no file {path}.")
-    if exact:
-        _check_exact(path, model)
+    if is_dicom(path):
+        dicom.check_installed()
+        try:
+            return dicom.read_dicom(path, window).pixels
+        except Unreadable as failure:
+            raise DataError(f"{path} cannot be read: {failure}.") from None
     try:
-        return _fit(read_image(path).pixels, model)
-    except Unreadable as failure:
-        raise DataError(f"{path} cannot be read as an image: {failure}.") from None
+        if exact:
+            with Image.open(path) as image:
+                _check_exact(path.name, image, model)
+        return read_image(path).pixels
+    except (Unreadable, UnidentifiedImageError, Image.DecompressionBombError, OSError) as error:
+        raise DataError(f"{path} cannot be read as an image ({error}): give PNG, JPEG, TIFF or BMP.") from None
 
 
-def _check_exact(path: Path, model: ModelConfig) -> None:
-    """Refuse a file whose pixels are not what the model sees; one that cannot be read is left to its reader."""
-    try:
-        with Image.open(path) as image:
-            _check_picture(path.name, image, model)
-    except (Image.DecompressionBombError, OSError):
-        return
-
-
-def _check_picture(name: str, image: Image.Image, model: ModelConfig) -> None:
+def _check_exact(name: str, image: Image.Image, model: ModelConfig) -> None:
     bits = _bits(image)
     if bits != 8:
         raise DataError(
@@ -100,7 +131,6 @@ def _check_picture(name: str, image: Image.Image, model: ModelConfig) -> None:
     if image.mode == "P":
         raise DataError(f"{name} has a palette in place of grey values or colours: save it as grey or RGB.")
     _check_form(name, (image.height, image.width), len(image.getbands()), model)
-    _check_contrast(name, np.asarray(image))
 
 
 def _bits(image: Image.Image) -> int:
@@ -133,7 +163,7 @@ def _check_form(name: str, size: tuple[int, ...], channels: int, model: ModelCon
 
 def _check_contrast(name: str, pixels: np.ndarray) -> None:
     if (pixels == pixels[:1, :1]).all():
-        raise DataError(f"{name} is constant: every pixel is {pixels[0, 0]}, so it shows nothing to explain.")
+        raise DataError(f"{name} is constant: every pixel is {pixels[0, 0].squeeze()}, so it shows nothing to explain.")
 
 
 def _read_npz(path: Path) -> np.ndarray:
@@ -160,7 +190,3 @@ def _read_npz(path: Path) -> np.ndarray:
             f"`images` in {path} must be uint8 [N,H,W] or [N,H,W,1 or 3], not {images.dtype} {list(images.shape)}."
         )
     return images
-
-
-def _fit(pixels: np.ndarray, model: ModelConfig) -> np.ndarray:
-    return fit(pixels, image_size=model.image_size, channels=model.channels)

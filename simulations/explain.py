@@ -28,7 +28,7 @@ from jointdiff.data import ImageSet, hospital_data, info_of
 from jointdiff.edit_task import CounterfactualSettings
 from jointdiff.errors import CheckpointError, ConfigError, RunError, nearest
 from jointdiff.evaluation import predict
-from jointdiff.explanation import choose_scans, reference_scans, references
+from jointdiff.explanation import choose_scans, site_references
 from jointdiff.fidelity import FeatureNet
 from jointdiff.grading import ScanGrades, grade_scans
 from jointdiff.model import JointModel, to_network, to_uint8
@@ -106,12 +106,12 @@ def take_turns(
         model: The run's, or another of its configuration.
         scans: uint8 [N,H,W,C].
         targets: int64 [N].
-        others: Scans that say how sure the model typically is (explanation.references).
+        others: Test scans, whose first say how sure the model typically is (explanation.site_references).
         settings: None: the defaults.
     """
     training, device = run.config.training, run.device
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
-    known = references(model, others, device=device)
+    known = site_references(model, others, device=device)
     parts: dict[str, list[Edits]] = {name: [] for name in methods}
     for turn, start in enumerate(range(0, len(scans), BATCH_SIZE)):
         images = to_network(scans[start : start + BATCH_SIZE], device)
@@ -158,18 +158,17 @@ def grade_run(
         if not len(scans):
             continue
         say(f"{run.name}, hospital-{k + 1}: {len(scans)} scans")
-        others = reference_scans(test)
         probs = predict(run.model, scans.images, device=run.device)
         targets = default_targets(torch.from_numpy(probs), task=run.config.model.task).numpy()
         if not chosen:  # what a first call costs is nobody's time
-            take_turns(methods, run, run.model, scans.images[:1], targets[:1], others, edits_by)
-        made = take_turns(methods, run, run.model, scans.images, targets, others, edits_by)
+            take_turns(methods, run, run.model, scans.images[:1], targets[:1], test, edits_by)
+        made = take_turns(methods, run, run.model, scans.images, targets, test, edits_by)
         chosen.append(scans)
         for name in methods:
             edits.setdefault((name, ""), []).append(made[name])
             if name not in controls:
                 continue
-            again = partial(_explain_by, name, run, others, edits_by)
+            again = partial(_explain_by, name, run, test, edits_by)
             generator = generator_for(settings.seed, k, 0, "controls of explanations")
             found = all_controls(
                 again, run.model, scans.images, made[name], probs, generator=generator, device=run.device

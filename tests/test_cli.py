@@ -403,6 +403,16 @@ def test_bad_scans_are_named_and_no_csv_is_begun(best, tmp_path, capsys):
     assert not (tmp_path / "out.csv").exists()
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--aspect", "squeeze"], "pad, crop or stretch, not 'squeeze'"), (["--window", "40"], "CENTRE,WIDTH"),
+     (["--window", "40,0"], "a width above 1, not '40,0'")],
+)  # fmt: skip
+def test_predict_says_what_an_aspect_and_a_window_may_be(capsys, best, tmp_path, options, said):
+    code, error = fails(capsys, "predict", best, tmp_path, *options)
+    assert code != 0 and said in error
+
+
 @pytest.mark.parametrize("command", ["predict", "sample", "explain"])
 def test_an_output_that_cannot_be_written_is_named_before_the_work(best, tmp_path, capsys, monkeypatch, command):
     monkeypatch.setattr("jointdiff.checkpoint.load", lambda _: pytest.fail("the work has begun"))

@@ -24,10 +24,14 @@ from client.explain import KEPT
 from jointdiff import checkpoint
 from jointdiff.cli import main as alone
 from jointdiff.counterfactual import METHODS
-from jointdiff.data import ImageSet
+from jointdiff.data import ImageSet, info_of
+from jointdiff.data.site_data import open_site
+from jointdiff.data.site_source import SiteSource
 from jointdiff.events import read_events
-from jointdiff.explanation import Explanations
+from jointdiff.explanation import Explanations, references
 from jointdiff.scan_explanation import find_target
+from jointdiff.scans import read_scans
+from jointdiff.trained import open_trained
 from simulations.local import run_local
 
 # Of the modules that a Secondary Capture Image must have (PS3.3 A.8.1): what must have a value, and what must be there.
@@ -40,6 +44,8 @@ TYPE_2 = (
     "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "ReferringPhysicianName",
     "StudyID", "AccessionNumber", "SeriesNumber", "InstanceNumber", "PatientOrientation",
 )  # fmt: skip
+
+WITHOUT = "Explained without the typical margins and the guard of identity of the site's own scans"
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +115,8 @@ def test_one_scan_is_explained_by_the_real_search_and_the_page_names_no_file(bes
     code, out, err = explain(capsys, site, best, "--image", jane(site), "--target", "ILL")
     assert (code, err) == (0, "")
     folder = site / "explanations" / "tiny-scans-1"
-    unknown, first, last = out.splitlines()
-    assert unknown.startswith("This site's own scans are not known (site.yaml names no data), so")
+    without, first, last = out.splitlines()
+    assert without == f"{WITHOUT}: {site / 'site.yaml'} names no data."
     assert first.startswith("doe-jane.png: The model decides for 'healthy' (probability 0.")
     assert last == f"Explanations, for this site alone: {folder / 'index.html'}"
     record = json.loads((folder / "metrics.json").read_text())
@@ -134,28 +140,39 @@ def test_without_a_target_each_scan_of_a_folder_goes_to_its_other_class(best, si
     assert [item["target"] for item in items] == [1, 1, 0] and all(item["found"] for item in items)
 
 
-def with_own_data(site: Path, path: Path) -> None:
-    (site / "site.yaml").write_text(f"data:\n  kind: npz\n  path: {path}\n")
-
-
-def test_the_sites_own_test_scans_say_what_is_typical_and_whom_an_edit_must_not_resemble(
-    best, site, capsys, monkeypatch, tiny_files, test_images
+def test_scans_by_hand_get_the_references_that_a_gallery_of_the_sites_test_scans_gets(
+    best, site, tiny_files, test_images, capsys, monkeypatch
 ):
-    with_own_data(site, tiny_files / "data.npz")
-    seen = []
-    real = METHODS["region"]
-    monkeypatch.setitem(METHODS, "region", lambda *a, **k: seen.append(k["references"]) or real(*a, **k))
-    code, out, error = explain(capsys, site, best, "--image", jane(site), "--target", "ill")
-    assert code == 0 and "not known" not in out, error
-    assert np.array_equal(np.round(seen[0].scans.numpy()[:, 0] * 127.5 + 127.5), test_images)
-    assert seen[0].margins.shape == (2, 2)
+    """The site's own test scans, once for all that are named; the decisions of the model on them, no label."""
+    (site / "site.yaml").write_text(f"data: {{kind: npz, path: {tiny_files / 'data.npz'}}}\n")
+    given, search = [], METHODS["region"]
+
+    def spy(*rest, references=None, **keys):
+        given.append(references)
+        return search(*rest, references=references, **keys)
+
+    monkeypatch.setitem(METHODS, "region", spy)
+    monkeypatch.setattr("jointdiff.counterfactual.MIN_TYPICAL", 2)
+    code, out, err = explain(capsys, site, best, "--image", jane(site), site.parent / "scans" / "poe-anna.png")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[0] == "References: 18 of the site's 18 test scans."
+    trained = open_trained(best, device="cpu")
+    scans = ImageSet(test_images[..., None], np.arange(18) % 2)
+    expected = references(trained.model, scans, device=trained.device)
+    (got,) = given
+    torch.testing.assert_close(got.scans, expected.scans, rtol=0, atol=0)
+    torch.testing.assert_close(got.margins, expected.margins, rtol=0, atol=0, equal_nan=True)
+    assert not got.margins[:, 1].isnan().all()
 
 
-def test_own_data_that_cannot_be_read_are_said_and_hold_nobody_back(best, site, capsys):
-    with_own_data(site, site / "gone.npz")
-    code, out, _ = explain(capsys, site, best, "--image", jane(site), "--target", "ill")
-    assert code == 0 and "gone.npz" in out.splitlines()[0] and "fixed confidence" in out.splitlines()[0]
-    assert "doe-jane.png: The model decides" in out.splitlines()[1]
+def test_where_the_sites_data_cannot_be_read_the_scan_is_explained_without_and_that_is_said(
+    best, site, tmp_path, capsys, monkeypatch
+):
+    force(monkeypatch, found=True)
+    (site / "site.yaml").write_text(f"data: {{kind: npz, path: {tmp_path / 'gone.npz'}}}\n")
+    code, out, _ = explain(capsys, site, best, "--image", jane(site))
+    assert code == 0 and "An explanation was found" in out
+    assert out.splitlines()[0].startswith(f"{WITHOUT}, which cannot be read: ") and "gone.npz" in out.splitlines()[0]
 
 
 def test_no_explanation_is_said_plainly_and_is_no_failure(best, site, capsys, monkeypatch):
@@ -442,7 +459,7 @@ def test_an_image_file_becomes_a_capture_of_nobody(capsys, best, site):
 
 @pytest.mark.parametrize(
     ("damage", "match"),
-    [("truncated", "truncated or damaged"), ("frames", "several frames"), ("blank", "same value everywhere")],
+    [("truncated", "truncated or damaged"), ("frames", "several frames"), ("blank", "is constant")],
 )
 def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage, match):
     fields = {"NumberOfFrames": 3} if damage == "frames" else {}
@@ -452,6 +469,21 @@ def test_dicom_that_is_no_good_is_named(capsys, best, site, test_images, damage,
     code, _, error = explain(capsys, site, best, "--image", path, "-o", site / "page")
     assert code != 0 and match in error and "doe-jane.dcm" in error
     assert not (site / "page").exists()
+
+
+@pytest.mark.parametrize("window", ["auto", (600.0, 900.0)])
+def test_dicom_is_the_same_whether_it_is_a_sites_own_or_brought_by_hand(tmp_path, best, site, test_images, window):
+    for name, columns in (("healthy", 30), ("ill", 40)):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        jane_as_dicom(site, test_images, columns=columns).rename(tmp_path / "data" / name / "scan.dcm")
+    trained = open_trained(best, device="cpu")
+    wanted = info_of(trained.config.run)
+    loaded = open_site(SiteSource(kind="dicom", path=tmp_path / "data", window=window), wanted, cache=tmp_path / "c")
+    own = np.concatenate([images.images for _, images, _ in loaded.parts()])
+    paths = [str(tmp_path / "data" / name) for name in loaded.names]
+    by_hand = read_scans(paths, trained.config.model, window=window)[1]
+    np.testing.assert_array_equal(by_hand, own)
+    np.testing.assert_array_equal(trained.predict(by_hand), trained.predict(own))
 
 
 def test_many_scans_that_are_interrupted_are_carried_on(capsys, best, site, test_images, monkeypatch):
