@@ -188,6 +188,7 @@ def test_a_stale_pid_file_is_not_believed(tmp_path: Path) -> None:
     process = service.start(SLEEPER, os.environ)
     running = service.running()
     assert running is not None and running.pid == process.pid and service.members() == {process.pid}
+    time.sleep(0.05)  # births are told apart to the kernel's tick, 10 ms
     stranger = subprocess.Popen(SLEEPER, start_new_session=True)
     try:
         facts = json.loads(service.pid_file.read_text()) | {"pid": stranger.pid}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from itertools import takewhile
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,9 @@ SETTINGS = {
 def test_the_app_of_a_setting_differs_in_what_makes_it_one_and_can_start(name: str, tmp_path: Path) -> None:
     app = checks.find_app(name)
     assert checks.app_defaults(app) == to_mapping(RunConfig()) | SETTINGS[name]
-    rows = [line.split("|")[1:3] for line in (app / "README.md").read_text().splitlines() if line.startswith("| ")]
-    told = {key.strip(): value.strip() for key, value in rows if key.strip() != "differs"}
+    _, found, rest = (app / "README.md").read_text().partition("| differs |")
+    lines = takewhile(lambda line: line.startswith("|"), (found + rest).splitlines()[2:])
+    told = {key.strip(): value.strip() for key, value in (line.split("|")[1:3] for line in lines)}
     assert told == {key: str(value).lower() for key, value in SETTINGS[name].items()}
     checks.check(checks.prepare(app, [f"home={tmp_path}"]))
 
