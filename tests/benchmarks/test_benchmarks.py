@@ -17,6 +17,7 @@ from tests.benchmarks import (
     hospitals_growth,
     latent_speed,
     measures,
+    preset_cost,
     round_share,
     sample_quality,
     step_attempts,
@@ -160,3 +161,11 @@ def test_every_attempt_makes_a_step(capsys):
 def test_a_machine_is_described_in_one_line():
     assert "\n" not in measures.machine() and torch.__version__ in measures.machine()
     assert measures.memory("VmRSS") <= measures.memory("VmHWM")
+
+
+def test_what_a_step_costs_in_each_phase(capsys):
+    for phase in preset_cost.PHASES:
+        found = preset_cost.measure(phase, 64, 2, 1, CPU, "cpu")
+        assert len(found["seconds"]) == 3 and found["memory"] > 0
+    preset_cost.main(["--sizes", "64", "--phases", "autoencoder", "--batch-size", "2", "--steps", "1"])
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| 64 | autoencoder |")
