@@ -23,7 +23,7 @@ from jointdiff.edit_task import LATENT_SETTINGS, CounterfactualSettings, Referen
 from jointdiff.evaluation import predict
 from jointdiff.explanation_parts import Part, Parts, clear
 from jointdiff.fidelity import FeatureNet
-from jointdiff.grading import grade
+from jointdiff.grading import grade, same_decisions
 from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.reproducibility import seed_for
 from jointdiff.sample_grades import grade_samples
@@ -163,10 +163,7 @@ def decoding_grades(
     if found.decoded is None:
         return {}
     scans, again = found.scans.images.astype(np.float64), predict(model, found.decoded, device=device, space=space)
-    if model.config.task == "multi-label":
-        same = ((found.probs_before > 0.5) == (again > 0.5)).all(axis=1)
-    else:
-        same = found.probs_before.argmax(axis=1) == again.argmax(axis=1)
+    same = same_decisions(found.probs_before, again, model.config.task)
     return {
         "decoded_agreement": float(same.mean()),
         "decoded_l1": float(np.abs(found.decoded - scans).mean() / 255),

@@ -216,6 +216,13 @@ def merge_grades(grades: Iterable[Mapping[str, float]]) -> dict[str, float]:
     return merged
 
 
+def same_decisions(before: np.ndarray, after: np.ndarray, task: str) -> np.ndarray:
+    """Return where two sets of probabilities, [N,outputs], mean the same decision: bool [N]."""
+    if task == "multi-label":
+        return ((before > 0.5) == (after > 0.5)).all(axis=1)
+    return before.argmax(axis=1) == after.argmax(axis=1)
+
+
 def _reached(probs: np.ndarray, targets: np.ndarray, wanted: np.ndarray, task: str) -> np.ndarray:
     if task == "multi-label":
         return (probs[np.arange(len(probs)), targets] > 0.5) == wanted

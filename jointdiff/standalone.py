@@ -19,6 +19,8 @@ from jointdiff.config import Config, RunConfig, trains_autoencoder
 from jointdiff.data import HospitalData, ImageSet, class_table, hospital_data
 from jointdiff.ema import moving_average
 from jointdiff.errors import ConfigError
+from jointdiff.evaluation import predict
+from jointdiff.grading import same_decisions
 from jointdiff.latent_run import space_in
 from jointdiff.local_work import merged, statistics_of
 from jointdiff.model import JointModel
@@ -154,9 +156,21 @@ def _load(model: Network, tensors: Tensors) -> None:
 def evaluate_checkpoint(
     model: JointModel, config: Config, device: torch.device, *, space: Space = PIXELS
 ) -> dict[str, Any]:
-    """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares."""
-    parts = [
-        statistics_of(model, seen_images(hospital_data(config.run, k).test, space), config, device)
-        for k in range(config.run.num_hospitals)
-    ]
-    return merged(parts).finish()
+    """Return the metrics of a model on the evaluation split of its configuration's data set, all hospitals' shares.
+
+    On latents `decoded_agreement` is among them: the share of scans of which the model decides the same after decoding
+    and encoding again.
+    """
+    tests = [hospital_data(config.run, k).test for k in range(config.run.num_hospitals)]
+    parts = [seen_images(test, space) for test in tests]
+    metrics = merged([statistics_of(model, part, config, device) for part in parts]).finish()
+    if space is not PIXELS:
+        same = [_decides_alike(model, part.images, device, space) for part in parts]
+        metrics["decoded_agreement"] = float(np.concatenate(same).mean())
+    return metrics
+
+
+def _decides_alike(model: JointModel, inputs: np.ndarray, device: torch.device, space: Space) -> np.ndarray:
+    before = predict(model, inputs, device=device)
+    after = predict(model, space.inputs(space.pictures(inputs)), device=device)
+    return same_decisions(before, after, model.config.task)

@@ -15,6 +15,7 @@ from jointdiff import latent_run, protocol
 from jointdiff.data import hospital_data
 from jointdiff.errors import CheckpointError
 from jointdiff.events import read_events
+from jointdiff.standalone import evaluate_checkpoint
 from jointdiff.trained import open_trained
 from simulations.local import run_local
 
@@ -42,7 +43,14 @@ def test_the_autoencoder_goes_out_once_and_the_run_trains_on_latents(whole, tiny
     sent = {name for name in weights_of(whole) if not name.startswith("autoencoder/")}
     opened = open_trained(whole / "checkpoints" / "last.safetensors", device="cpu")
     assert sent == set(opened.model.state_dict()) and opened.model.config.input_channels == 4
-    assert opened.predict(hospital_data(tiny_run(), 0).test.images).shape == (6, 2)
+    scans = np.concatenate([hospital_data(opened.config.run, k).test.images for k in range(3)])
+    before = opened.predict(scans)
+    assert before.shape == (18, 2)
+    # what `jointdiff evaluate` says of the decoding is what anybody finds who decodes the scans and asks again
+    decoded = opened.space.pictures(opened.space.inputs(scans))
+    alike = (before.argmax(axis=1) == opened.predict(decoded).argmax(axis=1)).mean()
+    told = evaluate_checkpoint(opened.model, opened.config, opened.device, space=opened.space)
+    assert told["decoded_agreement"] == pytest.approx(alike) and told["num_images"] == 18
 
 
 @pytest.mark.parametrize("moment", [{"event": "round_aggregated", "round": 2}, {"event": "round_started", "round": 1}])
