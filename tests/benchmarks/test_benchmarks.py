@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from jointdiff import checkpoint
+from jointdiff import checkpoint, training
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.data import hospital_data
 from jointdiff.fidelity import FeatureNet, kid
 from jointdiff.model import JointModel
 from jointdiff.showcase import guided_samples
+from jointdiff.spaces import CODE_RANGE
 from jointdiff.trained import open_trained
 from tests.benchmarks import (
     hospitals_growth,
     latent_speed,
+    latent_views,
     measures,
     preset_cost,
     round_share,
@@ -169,3 +171,16 @@ def test_what_a_step_costs_in_each_phase(capsys):
         assert len(found["seconds"]) == 3 and found["memory"] > 0
     preset_cost.main(["--sizes", "64", "--phases", "autoencoder", "--batch-size", "2", "--steps", "1"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| 64 | autoencoder |")
+
+
+def test_views_of_images_go_through_the_autoencoder_and_only_while_they_are_measured():
+    frozen, own = latent_speed.autoencoder(64, CPU), training.views_of(latent=True)
+    x = torch.rand(2, *frozen.latent_shape) * 2 - 1
+    with latent_views.views_in("images", frozen):
+        weak = training.views_of(latent=True).weak
+        drawn = [weak(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
+    assert training.views_of(latent=True) is own
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    unseen = latent_views.through_images(x, torch.Generator(), view=lambda image, _: image, frozen=frozen)
+    once = frozen.encode(frozen.to_images(x * CODE_RANGE)) / CODE_RANGE
+    assert torch.allclose(unseen, once.clamp(-1, 1).detach())
