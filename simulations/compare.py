@@ -82,7 +82,8 @@ def table(rows: Sequence[Row], metric: str) -> str:
     cells = [""]  # nothing to compare the first with
     for other in methods[1:]:
         gaps = [a - b for a, b in zip(columns[methods[0]], columns[other], strict=True)]
-        cells.append(f"{np.mean(gaps):+.3f} +- {half_width_95(gaps):.3f}")
+        limits = f" +- {half_width_95(gaps):.3f}" if len(gaps) > 1 else " (one draw: no interval)"
+        cells.append(f"{np.mean(gaps):+.3f}{limits}")
     if len(methods) > 1:
         lines.append(f"| {methods[0]} minus it, 95% | " + " | ".join(cells) + " |")
     first = {m: next(r for r in rows if r.method == m) for m in methods}

@@ -35,6 +35,11 @@ def test_the_table_pairs_draws_and_stands_in_its_columns():
     assert got["steps per hospital"] == ["400", "400"]
 
 
+def test_one_draw_has_neither_spread_nor_interval():
+    got = cells(table(ROWS[:2], "auc"))
+    assert "**mean (sd)**" not in got and got["joint minus it, 95%"] == ["", "+0.100 (one draw: no interval)"]
+
+
 def test_the_interval_is_students_and_unknown_for_one_draw():
     assert half_width_95([0.5]) == math.inf
     values = np.random.default_rng(0).normal(size=10)
