@@ -23,6 +23,8 @@ SHORT: dict[str, tuple[str, ...]] = {
     "round_share": ("--rounds", "3", "--local-steps", "15"),
     "hospitals_growth": ("--small", "--rounds", "3", "--local-steps", "2"),
     "sample_quality": ("--samples", "128", "--steps", "5", "10", "20", "--reference-steps", "50"),
+    "latent_speed": ("--sizes", "64", "--count", "2", "--repeats", "3"),
+    "preset_cost": ("--sizes", "64", "128"),
     "private_step": ("--batch-size", "16", "--repeats", "3"),
     "secure_aggregation": ("--rounds", "2", "--hospitals", "3"),
     "server_memory": ("--megabytes", "10", "--hospitals", "4", "16"),
