@@ -18,6 +18,7 @@ from pathlib import Path
 from jointdiff.config import STRATEGIES
 
 RULES = STRATEGIES
+LAYERS = 50  # of a megabyte each where the model has fifty, as networks have them
 
 
 def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, float]:
@@ -39,7 +40,7 @@ def one_case(strategy: str, num_hospitals: int, megabytes: int) -> dict[str, flo
 
     count = megabytes * 2**20 // 4
     generator = np.random.default_rng(0)
-    weights = {f"layer-{k}": generator.standard_normal(count // 5, dtype=np.float32) for k in range(5)}
+    weights = {f"layer-{k}": generator.standard_normal(count // LAYERS, dtype=np.float32) for k in range(LAYERS)}
 
     def hospital(message: Message, _context: object) -> Message:
         asked = RoundInstructions.from_json(str(message.content["instructions"]["json"]))
