@@ -1,6 +1,7 @@
 """The benchmarks run, in their smallest form, and what they print adds up. No clock is asserted."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -201,3 +202,12 @@ def test_copies_of_scans_are_known_again_by_their_latents(tiny_autoencoder):
     assert torch.equal(plain(x, generator), x)
     with pytest.raises(ValueError, match="of no scan"):
         copies(x + 2 / 255, generator)
+
+
+def test_each_kind_of_views_trains_a_model_of_its_own(tiny_run, tiny_autoencoder):
+    run = tiny_run(autoencoder=tiny_autoencoder(), num_rounds=1)
+    rows = list(latent_views.measure(run, [3, 4]))
+    assert [row[:2] for row in rows] == [(kind, draw) for draw in (3, 4) for kind in latent_views.KINDS]
+    files = [Path(run.home, "runs", f"{kind}-3", "checkpoints", "last.safetensors") for kind in latent_views.KINDS]
+    learned = {checkpoint.load(file).state["unet.conv_out.weight"].numpy().tobytes() for file in files}
+    assert len(learned) == 3
