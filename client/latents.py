@@ -2,7 +2,8 @@
 
 Latents are computed once and lie on the site's own disk, under a key of the autoencoder's fingerprint and all scans:
 of other scans or of another autoencoder they are other files, and what is truncated or of another version is made
-anew. They never leave: a latent is its scan, for whoever holds the autoencoder.
+anew. What was sealed with another key than the site's is not damaged: it stays, and the site is told. They never leave:
+a latent is its scan, for whoever holds the autoencoder.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from client import sealed
 from jointdiff import latent_run
 from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, streaming
-from jointdiff.errors import CheckpointError, DataError, RefusedError
+from jointdiff.errors import CheckpointError, ConfigError, DataError, RefusedError
 from jointdiff.protocol import LACKS_AUTOENCODER, RoundInstructions
 from jointdiff.spaces import CODE_RANGE, PIXELS, Latents, Space
 
@@ -78,12 +79,12 @@ def seen(
         key_file: Of the key that they are sealed with on the disk; '' leaves them as they are.
 
     Raises:
-        ConfigError: The key is no good.
+        ConfigError: As `site_key`.
         DataError: The cache cannot be written.
     """
     if not isinstance(space, Latents):
         return data
-    parts = {name: images for name in _PARTS if (images := getattr(data, name)) is not None}
+    parts = _parts(data)
     arrays = [images.images for images in parts.values()]
     key = _key(space.autoencoder.fingerprint, arrays)
     shape = space.autoencoder.latent_shape
@@ -107,7 +108,7 @@ def seen(
 
 def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_file: str) -> np.ndarray:
     """Return latents that lie sealed in a folder, made where they are not there; what lies there unsealed goes."""
-    key = sealed.load_key(Path(key_file), make=not any(folder.glob("latents-*.sealed")))
+    key = site_key(folder, key_file)
     for unsealed in [*folder.glob("scans-*.cache"), *folder.glob(".scans-*.tmp")]:
         unsealed.unlink(missing_ok=True)  # of a time without a key
     path = folder / f"latents-{name[:32]}.sealed"
@@ -117,7 +118,7 @@ def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_f
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         sealed.write(path, name, (code for code, _ in make.rows()), shape, key)
-        files = sorted(folder.glob("latents-*.sealed"), key=lambda each: each.stat().st_mtime_ns, reverse=True)
+        files = sorted(sealed_in(folder), key=lambda each: each.stat().st_mtime_ns, reverse=True)
         for old in files[streaming.KEPT :]:
             old.unlink(missing_ok=True)
     except OSError as error:
@@ -129,6 +130,42 @@ def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_f
     if found is None:
         raise DataError(f"{folder} loses what is written to it: use a folder on a local disk.")
     return found
+
+
+def num_scans(data: HospitalData) -> int:
+    """Return of how many scans a site has latents."""
+    return sum(map(len, _parts(data).values()))
+
+
+def sealed_in(folder: Path) -> list[Path]:
+    """Return the files of sealed latents in a folder."""
+    return list(folder.glob("latents-*.sealed"))
+
+
+def site_key(folder: Path, key_file: str, *, make: bool = True) -> bytes:
+    """Return the site's key, if it is that of all that lies sealed in a folder. Nothing in the folder is changed.
+
+    Args:
+        make: Whether a key is made where there is no file and nothing is sealed yet.
+
+    Raises:
+        ConfigError: The key is missing or no good, or another than the one of what lies there.
+    """
+    path, lying = Path(key_file), sealed_in(folder)
+    if lying and not path.exists():
+        raise ConfigError(
+            f"The key of the latents {path} (encryption-key in site.yaml) is not there, and latents lie sealed in "
+            f"{folder}. Mount the key's disk, or name the right file. If the key is lost, delete {folder}: the latents "
+            "are made anew from the scans."
+        )
+    key = sealed.load_key(path, make=make)
+    if any(sealed.is_of_another_key(each, key) for each in lying):
+        raise ConfigError(
+            f"The key of the latents {path} (encryption-key in site.yaml) is not the one that the latents in {folder} "
+            f"were sealed with. Mount or name the right key. If that is lost, or was changed on purpose, delete "
+            f"{folder}: the latents are made anew from the scans, under this key. Until then nothing there is changed."
+        )
+    return key
 
 
 class _Maker:
@@ -158,6 +195,10 @@ class _Maker:
 @lru_cache(maxsize=4)
 def _in_memory(_key: str, make: _Maker) -> np.ndarray:
     return make.all()
+
+
+def _parts(data: HospitalData) -> dict[str, ImageSet]:
+    return {name: images for name in _PARTS if (images := getattr(data, name)) is not None}
 
 
 def _coded(images: ImageSet, codes: np.ndarray) -> ImageSet:

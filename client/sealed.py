@@ -1,8 +1,12 @@
 """Images on a site's disk that nobody can read without the site's key: AES-256-GCM, batch by batch.
 
-A file is a line of JSON (format, name, shape) and then batches of images, each a fresh nonce of 12 bytes and the sealed
-bytes. The heading and the number of the batch are authenticated with every batch, so that nothing can be cut off,
-swapped, or taken from another file unseen. What is written is sealed at every moment, temporary files included.
+A file is a line of JSON (format, name, shape, the key's check value, a checksum of all these) and then batches of
+images, each a fresh nonce of 12 bytes and the sealed bytes. The heading and the number of the batch are authenticated
+with every batch, so that nothing can be cut off, swapped, or taken from another file unseen. What is written is sealed
+at every moment, temporary files included.
+
+The check value says of which key a file is and nothing of the key (HMAC-SHA256 under the key of a fixed text). So
+another key is told apart from damage: a heading whose own checksum is right, and whose check value is of another key.
 
 The key is a file of 64 hexadecimal digits that its owner alone can read. On the disk that it protects it protects
 little: it belongs on another, such as one that is mounted when the site's processes start.
@@ -11,12 +15,15 @@ little: it belongs on another, such as one that is mounted when the site's proce
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import hmac
 import json
 import os
 import stat
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from cryptography.exceptions import InvalidTag
@@ -25,11 +32,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from jointdiff import storage
 from jointdiff.errors import ConfigError
 
-FORMAT = "sealed-1"
+FORMAT = "sealed-2"
 KEY_BYTES = 32
 _NONCE_BYTES = 12
 _TAG_BYTES = 16
 _BATCH_SIZE = 64  # images sealed together
+_LONGEST_HEADING = 4096  # bytes
+_CHECKED_TEXT = b"jointdiff: which key sealed this"
 
 
 def load_key(path: Path, *, make: bool = True) -> bytes:
@@ -88,7 +97,7 @@ def write(path: Path, name: str, images: Iterable[np.ndarray], shape: tuple[int,
     Raises:
         OSError: The disk is full, or the like. What was there stays.
     """
-    cipher, heading = AESGCM(key), _heading(name, shape)
+    cipher, heading = AESGCM(key), _heading(name, shape, key)
     with storage.atomic_path(path, private=True) as temporary, temporary.open("wb") as file:
         file.write(heading)
         batch: list[bytes] = []
@@ -111,7 +120,7 @@ def read(path: Path, name: str, shape: tuple[int, ...], key: bytes) -> np.ndarra
         content = memoryview(path.read_bytes())
     except OSError:
         return None
-    heading = _heading(name, shape)
+    heading = _heading(name, shape, key)
     if bytes(content[: len(heading)]) != heading:
         return None
     cipher, found = AESGCM(key), np.empty(shape, np.uint8)
@@ -128,8 +137,32 @@ def read(path: Path, name: str, shape: tuple[int, ...], key: bytes) -> np.ndarra
     return found if place == len(content) else None
 
 
-def _heading(name: str, shape: tuple[int, ...]) -> bytes:
-    return json.dumps({"format": FORMAT, "name": name, "shape": list(shape)}).encode() + b"\n"
+def is_of_another_key(path: Path, key: bytes) -> bool:
+    """Tell whether a file was sealed with another key than this.
+
+    Returns:
+        False also where that cannot be told: it is missing, its heading is damaged, or it is of another version.
+    """
+    try:
+        with path.open("rb") as file:
+            told = json.loads(file.readline(_LONGEST_HEADING))
+        whole = told.pop("checksum") == _checksum(told) and told["format"] == FORMAT
+        return whole and not hmac.compare_digest(str(told["key-check"]), _key_check(key))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _heading(name: str, shape: tuple[int, ...], key: bytes) -> bytes:
+    told = {"format": FORMAT, "name": name, "shape": list(shape), "key-check": _key_check(key)}
+    return json.dumps({**told, "checksum": _checksum(told)}).encode() + b"\n"
+
+
+def _key_check(key: bytes) -> str:
+    return hmac.new(key, _CHECKED_TEXT, hashlib.sha256).hexdigest()
+
+
+def _checksum(told: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 def _about(heading: bytes, number: int) -> bytes:

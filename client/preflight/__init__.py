@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from client.preflight import federation, machine, own_data, software
+from client.preflight import federation, latents_key, machine, own_data, software
 from client.preflight.facts import FIX, PASS, UNKNOWN, WARN, Facts, Line, read_run_config
 from jointdiff.errors import JointDiffError
 
@@ -21,6 +21,7 @@ CHECKS: dict[str, Callable[[Facts], Line]] = {
     "privacy": own_data.privacy,
     "model": machine.model_fits,
     "disk": machine.disk,
+    "latents": latents_key.latents_on_disk,
     "server's name": federation.name,
     "server's port": federation.port,
     "TLS": federation.tls,

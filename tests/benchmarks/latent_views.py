@@ -1,14 +1,17 @@
 """Views of latents beside views of images, encoded: `python -m tests.benchmarks.latent_views`.
 
 Training wants views (weak and strong) of what it sees. On latents they are made of the latents themselves
-(jointdiff/augment.py). The alternative measured here decodes a latent, makes the view of the picture, mirror and
-rotations included, and encodes it again: views in image space, drawn anew at every step. Three hospitals on phantoms,
-one autoencoder for all, the same steps, paired over draws of the labels, on the validation split.
+(jointdiff/augment.py). Two alternatives are measured here. `images` decodes a latent, makes the view of the picture,
+mirror and rotations included, and encodes it again: views in image space, drawn anew at every step. `copies` makes
+some weak and some strong views of every scan itself, encodes them once before the first round, and draws one of them
+per step: a step costs nothing more, and nothing was decoded. Three hospitals on phantoms, one autoencoder for all, the
+same steps, paired over draws of the labels, on the validation split.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,19 +21,25 @@ from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
+import numpy as np
 import torch
 
 from jointdiff import head, teachers, training
 from jointdiff.augment import PIXEL_VIEWS, View, Views
 from jointdiff.config import RunConfig
+from jointdiff.data import hospital_data
 from jointdiff.latents import FrozenAutoencoder
+from jointdiff.model import to_network, to_uint8
 from jointdiff.paired import paired_difference
-from jointdiff.spaces import CODE_RANGE
+from jointdiff.spaces import CODE_RANGE, Latents
 from simulations.local import run_local
 from simulations.named_run import run_named
 from tests.benchmarks.measures import machine
 
-KINDS = ("latents", "images")
+KINDS = ("latents", "images", "copies")
+NUM_COPIES = 4  # of every scan and strength
+_BATCH_SIZE = 64
+_TOLERANCE = 1e-6  # of that number; one step of one value changes it by more
 
 
 @torch.no_grad()
@@ -42,30 +51,80 @@ def through_images(
     return (frozen.encode(pictures) / CODE_RANGE).clamp(-1, 1).to(x)
 
 
+class Copies:
+    """Views of scans, encoded once; a latent is known again by a number that is a sum over its values.
+
+    Args:
+        scans: uint8 [N,H,W,C], all of which training can ask for a view.
+        seed: Of the views, and of the weights of the sum.
+    """
+
+    def __init__(self, scans: np.ndarray, view: View, frozen: FrozenAutoencoder, *, seed: int = 0) -> None:
+        space, generator = Latents(frozen), torch.Generator().manual_seed(seed)
+        codes = to_network(space.inputs(scans))
+        self._weights = torch.randn(codes[0].numel(), generator=generator, dtype=torch.float64)
+        self._numbers, self._place = self._number_of(codes).sort()
+        copies = []
+        for _ in range(NUM_COPIES):
+            for start in range(0, len(scans), _BATCH_SIZE):
+                seen = view(to_network(scans[start : start + _BATCH_SIZE]), generator)
+                copies.append(space.inputs(to_uint8(seen)))
+        self._copies = np.concatenate(copies).reshape(NUM_COPIES, len(scans), *copies[0].shape[1:])
+
+    def __call__(self, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return one of the copies of each latent, drawn.
+
+        Raises:
+            ValueError: A latent is of no scan.
+        """
+        numbers = self._number_of(x)
+        at = torch.searchsorted(self._numbers, numbers - _TOLERANCE).clamp(max=len(self._numbers) - 1)
+        if ((self._numbers[at] - numbers).abs() > _TOLERANCE).any():
+            raise ValueError("A view is asked of a latent of no scan.")
+        drawn = torch.randint(NUM_COPIES, (len(x),), generator=generator)
+        return to_network(self._copies[drawn.numpy(), self._place[at].numpy()]).to(x)
+
+    def _number_of(self, x: torch.Tensor) -> torch.Tensor:
+        return x.double().flatten(1) @ self._weights
+
+
 @contextmanager
-def views_in(kind: str, frozen: FrozenAutoencoder) -> Iterator[None]:
-    """Have training make its views of latents, as it does by itself, or of images."""
+def views_in(kind: str, frozen: FrozenAutoencoder, copies: Views | None = None) -> Iterator[None]:
+    """Have training make its views of latents, as it does by itself, or of images, or take copies."""
     with ExitStack() as stack:
-        if kind == "images":
+        if kind != "latents":
             views = Views(*(partial(through_images, view=view, frozen=frozen) for view in PIXEL_VIEWS))
+            if kind == "copies":
+                assert copies is not None
+                views = copies
             changed: Callable[..., Views] = lambda *, latent: views  # noqa: E731
             for module in (training, teachers, head):
                 stack.enter_context(patch.object(module, "views_of", changed))
         yield
 
 
-def measure(run: RunConfig, draws: Sequence[int]) -> Iterator[tuple[str, int, float, float, float]]:
+def copies_of(run: RunConfig, frozen: FrozenAutoencoder) -> Views:
+    """Return the views of all hospitals' training scans, encoded."""
+    scans = np.concatenate([hospital_data(run, k).train.images for k in range(run.num_hospitals)])
+    return Views(*(Copies(scans, view, frozen, seed=run.seed) for view in PIXEL_VIEWS))
+
+
+def measure(
+    run: RunConfig, draws: Sequence[int], kinds: Sequence[str] = KINDS
+) -> Iterator[tuple[str, int, float, float, float]]:
     """Give kind, draw, AUC, balanced accuracy and seconds of one run after the other.
 
     Args:
         run: On latents of a frozen autoencoder.
     """
     frozen = FrozenAutoencoder.load(Path(run.autoencoder))
+    copies = copies_of(run, frozen) if "copies" in kinds else None  # draws give the same scans to other hospitals
     for draw in draws:
-        for kind in KINDS:
+        for kind in kinds:
             began = time.process_time()
-            with views_in(kind, frozen):
-                found = run_named(replace(run, split_seed=draw, run_name=f"{kind}-{draw}"), run_local)
+            asked = replace(run, split_seed=draw, run_name=f"{kind}-{draw}")
+            with views_in(kind, frozen, copies):
+                found = run_named(asked, run_local)
             yield kind, draw, found.auc or 0.0, found.balanced_accuracy or 0.0, time.process_time() - began
 
 
@@ -79,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=30, help="per hospital and round, in both phases")
     parser.add_argument("--labels", type=int, default=12)
     parser.add_argument("--model", default="auto", help="of the joint model, as the run's key")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="latents, and others")
     options = parser.parse_args(arguments)
     print(machine() + "\n")
     with tempfile.TemporaryDirectory() as home:
@@ -89,14 +149,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = replace(run, autoencoder=str(trained), num_rounds=options.rounds, model=options.model)
         print("| views of | draw | AUC | balanced accuracy | processor s |\n|---|---|---|---|---|")
         rows = []
-        for row in measure(run, range(100, 100 + options.draws)):
+        for row in measure(run, range(100, 100 + options.draws), options.kinds):
             rows.append(row)
             print("| {} | {} | {:.3f} | {:.3f} | {:.0f} |".format(*row), flush=True)
-    for name, column in (("AUC", 2), ("balanced accuracy", 3)):
+    for (name, column), other in itertools.product((("AUC", 2), ("balanced accuracy", 3)), KINDS[1:]):
         of = {kind: [float(row[column]) for row in rows if row[0] == kind] for kind in KINDS}
-        gap = paired_difference(of["images"], of["latents"])
-        limits = "no interval from one draw" if gap.low is None else f"95%: {gap.low:+.3f} to {gap.high:+.3f}"
-        print(f"\n{name}, views of images minus views of latents: {gap.value:+.3f} ({limits})")
+        if of["latents"] and of[other]:
+            gap = paired_difference(of[other], of["latents"])
+            limits = "no interval from one draw" if gap.low is None else f"95%: {gap.low:+.3f} to {gap.high:+.3f}"
+            print(f"\n{name}, views of {other} minus views of latents: {gap.value:+.3f} ({limits})")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
 import yaml
 
-from client import latents, sealed
+from client import border, latents, sealed
 from client import round as client_round
 from client.egress import check
 from client.site_policy import SECTIONS, SIMULATED, SitePolicy
@@ -129,7 +130,7 @@ def test_latents_are_sealed_at_every_moment_where_a_site_has_a_key(ask, parts, c
     latents.seen(data, space, site, key_file=str(key))
     assert not list((site / latents.CACHE).glob("*.cache"))
     key.unlink()  # as where the key's disk is not mounted
-    with pytest.raises(ConfigError, match="neither be read nor made"):
+    with pytest.raises(ConfigError, match=r"is not there, and latents lie sealed.*Mount the key's disk"):
         latents.seen(data, space, site, key_file=str(key))
     assert path.exists() and not key.exists()
 
@@ -143,17 +144,86 @@ def test_sealed_images_are_opened_whole_or_not_at_all(tmp_path, damage):
     whole = path.read_bytes()
     changed = {
         "truncated": whole[:-1], "a flipped bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
-        "another version": whole.replace(b"sealed-1", b"sealed-0"),
+        "another version": whole.replace(b"sealed-2", b"sealed-1"),
     }  # fmt: skip
     path.write_bytes(changed.get(damage, whole))
     name = "those" if damage == "another's name" else "these"
     other = sealed.load_key(tmp_path / "key2") if damage == "another key" else key
     assert sealed.read(path, name, images.shape, other) is None
+    assert sealed.is_of_another_key(path, other) == (damage == "another key")
     batch = 12 + 64 * 64 + 16
     start = whole.index(b"\n") + 1
     swapped = whole[:start] + whole[start + batch : start + 2 * batch] + whole[start : start + batch]
     path.write_bytes(swapped + whole[start + 2 * batch :])
     assert sealed.read(path, "these", images.shape, key) is None, "batches keep their places"
+
+
+@pytest.fixture
+def sealed_site(config, counted, tmp_path, tiny_autoencoder):
+    """A function that returns the training latents under a key of a name, and the folder where they lie."""
+    space, data = Latents(FrozenAutoencoder.load(tiny_autoencoder())), hospital_data(config.run, 1)
+
+    def seen(name: str):
+        return latents.seen(data, space, tmp_path / "site", key_file=str(tmp_path / name)).train.images
+
+    first = seen("own.key").copy()
+    sealed.load_key(tmp_path / "other.key")
+    counted.clear()
+    return seen, first, tmp_path / "site" / latents.CACHE
+
+
+def test_another_key_than_the_latents_were_sealed_with_is_told_and_changes_nothing(
+    sealed_site, counted, tmp_path, tiny_autoencoder, config
+):
+    seen, first, folder = sealed_site
+    plain = folder / "scans-0.cache"
+    plain.write_bytes(b"of a time without a key")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(
+        ConfigError, match=r"other\.key .*is not the one that the latents .*Mount or name the right key"
+    ):
+        seen("other.key")
+    other = Latents(FrozenAutoencoder.load(tiny_autoencoder(1)))  # nor are latents of another run mixed with them
+    with pytest.raises(ConfigError, match=f"delete {folder}"):
+        latents.seen(hospital_data(config.run, 1), other, tmp_path / "site", key_file=str(tmp_path / "other.key"))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before and not counted
+    np.testing.assert_array_equal(seen("own.key"), first)
+    assert not counted and not plain.exists()
+    shutil.rmtree(folder)  # as the error says
+    np.testing.assert_array_equal(seen("other.key"), first)
+    assert sum(counted) == 22
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a flipped bit", "its key's check", "another version", "empty"])
+def test_damaged_sealed_latents_are_no_matter_of_the_key_and_made_anew(sealed_site, counted, damage):
+    seen, first, folder = sealed_site
+    (path,) = latents.sealed_in(folder)
+    whole = path.read_bytes()
+    at = whole.index(b'"key-check": "') + len(b'"key-check": "')
+    path.write_bytes({
+        "truncated": whole[:-1], "a flipped bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
+        "its key's check": whole[:at] + (b"0" if whole[at : at + 1] != b"0" else b"1") + whole[at + 1 :],
+        "another version": whole.replace(b"sealed-2", b"sealed-1"), "empty": b"",
+    }[damage])  # fmt: skip
+    np.testing.assert_array_equal(seen("own.key"), first)
+    assert sum(counted) == 22 and len(latents.sealed_in(folder)) == 1
+    np.testing.assert_array_equal(seen("own.key"), first)
+    assert sum(counted) == 22, "sealed again"
+
+
+def test_the_server_learns_no_path_from_a_site_whose_key_is_another(ask, parts, config, tmp_path):
+    site = tmp_path / "site"
+    site.mkdir()
+    for key in ("own.key", "other.key"):
+        text = f"latents: {{encryption-key: {tmp_path / key}}}\nprivacy: {{min-cell-count: 0}}\n"
+        (site / "site.yaml").write_text(text)
+        sealed.load_key(tmp_path / key)
+        if key == "own.key":
+            client_round.run(ask(protocol.AUTOENCODER), parts[0])
+        report, _ = border.answer(ask(protocol.EVALUATE).to_json(), lambda: initial_weights(config))
+        assert (report.status, report.code) == {"own.key": ("ok", ""), "other.key": ("failed", "configuration")}[key]
+    assert "other" not in report.reason and "/" not in report.reason and report.reason.isascii()
+    assert "is not the one that the latents" in (site / border.LOG_FILE).read_text()
 
 
 def test_a_key_that_others_can_read_or_that_is_none_is_refused(tmp_path):

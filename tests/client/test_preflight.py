@@ -7,19 +7,22 @@ import importlib.util
 import json
 import re
 import shutil
+import tempfile
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from client import keys, preflight, versions
+from client import keys, latents, preflight, sealed, versions
 from client.cli import main
-from client.preflight import facts, federation, machine, own_data, software
+from client.preflight import facts, federation, latents_key, machine, own_data, software
 from client.preflight.trial_step import measure, random_data
 from jointdiff.config import Config, resolve
 from jointdiff.data import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.ledger import Ledger
+from jointdiff.views.format import num_bytes
 
 _spec = importlib.util.spec_from_file_location("_site_tools", Path(__file__).with_name("site_tools.py"))
 assert _spec is not None and _spec.loader is not None
@@ -60,8 +63,8 @@ def test_one_failing_check_hides_no_other(site, tiny_files, authority, capsys):
     states = {name: line["status"] for name, line in found.items()}
     assert states == {
         "site.yaml": "PASS", "software": "PASS", "JointDiff": "PASS", "data": "PASS", "data quality": "PASS",
-        "privacy": "PASS", "model": "PASS", "disk": states["disk"], "server's name": "PASS", "server's port": "PASS",
-        "TLS": "WARN", "health": "PASS", "clock": "FIX", "key": "FIX", "admission": "UNKNOWN",
+        "privacy": "PASS", "model": "PASS", "disk": states["disk"], "latents": "PASS", "server's name": "PASS",
+        "server's port": "PASS", "TLS": "WARN", "health": "PASS", "clock": "FIX", "key": "FIX", "admission": "UNKNOWN",
     }  # fmt: skip
     assert "renew" in found["TLS"]["remedy"] and re.search(r"clock is (29|30|31) s ahead of", found["clock"]["found"])
     assert found["key"]["remedy"] == f"chmod 600 '{site / 'site.key'}'"
@@ -238,3 +241,90 @@ def test_a_run_config_comes_from_files_and_words(tmp_path):
     with pytest.raises(ConfigError, match="for simulations"):
         _ = facts.Facts(tmp_path, {"dataset": "phantom"}).run
     assert Config().run.dataset == "phantom"
+
+
+@pytest.fixture
+def latents_of(site, tmp_path):
+    """What the check says under a section `latents` of site.yaml; it must change nothing."""
+
+    def lying():
+        """What there is, but for the cache of fitted scans, which reading the data makes and touches."""
+        found = [path for path in tmp_path.rglob("*") if "data-cache" not in str(path) and path != site]
+        return sorted((path, path.stat().st_mtime_ns) for path in found)
+
+    def say(section: str, asked=None) -> facts.Line:
+        tools.write_site(site, "127.0.0.1:1", DATA)
+        with (site / "site.yaml").open("a") as file:
+            file.write(f"latents: {section}\n")
+        before = lying()
+        (line,) = [each for each in preflight.run(facts.Facts(site, asked)) if each.name == "latents"]
+        assert lying() == before
+        return line
+
+    return say
+
+
+@pytest.fixture
+def one_check(monkeypatch):
+    monkeypatch.setattr(preflight, "CHECKS", {"latents": preflight.CHECKS["latents"]})
+
+
+def test_the_key_of_the_latents_is_looked_at_and_never_made(site, one_check, latents_of, tmp_path):
+    key, section = tmp_path / "keys" / "latents.key", f"{{encryption-key: {tmp_path}/keys/latents.key}}"
+    assert latents_of("{on-disk: false}").status == latents_of("{on-disk: true}").status == "PASS"
+    line = latents_of(section)
+    assert line.status == "FIX" and "no folder" in line.text and "Mount its disk" in line.remedy
+    key.parent.mkdir()
+    line = latents_of(section)
+    assert line.status == "WARN" and "makes it" in line.text and "protects little" in line.text
+    own = sealed.load_key(key)
+    assert latents_of(section).status == "WARN" and "is fit" in latents_of(section).text
+    key.chmod(0o644)
+    assert latents_of(section).status == "FIX" and f"chmod 600 '{key}'" in latents_of(section).text
+    key.chmod(0o600)
+    key.write_text("ab" * 31)
+    assert latents_of(section).status == "FIX" and "64 hexadecimal digits" in latents_of(section).text
+
+    key.write_text(own.hex())
+    folder = site / latents.CACHE
+    folder.mkdir()
+    images = np.zeros((2, 4, 4, 4), np.uint8)
+    sealed.write(folder / "latents-0.sealed", "these", iter(images), images.shape, own)
+    assert "fits what is sealed, 1 file" in latents_of(section).text
+    key.write_text("ab" * 32)
+    line = latents_of(section)
+    assert line.status == "FIX" and "is not the one that the latents" in line.text
+    key.unlink()
+    line = latents_of(section)
+    assert line.status == "FIX" and "is not there, and latents lie sealed" in line.text
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="needs a second disk")
+def test_a_key_on_a_disk_of_its_own_is_as_it_should_be(site, one_check, latents_of):
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as disk:
+        if Path(disk).stat().st_dev == site.stat().st_dev:
+            pytest.skip("the tests' files are on that disk too")
+        assert latents_of(f"{{encryption-key: {disk}/latents.key}}").status == "PASS"
+        sealed.load_key(Path(disk, "latents.key"))
+        assert latents_of(f"{{encryption-key: {disk}/latents.key}}").status == "PASS"
+
+
+def test_room_for_the_latents_of_the_run_that_is_asked(site, one_check, latents_of, tiny_files, monkeypatch, tmp_path):
+    (tmp_path / "kl-tiny.yaml").write_text("widths: [8]\nnum-blocks: 0\n")
+    run = asked(tiny_files, latent=True, autoencoder_model=str(tmp_path / "kl-tiny.yaml"))
+    own = facts.Facts(site, run)
+    side = own.model.model.input_size
+    needed = (len(own.site.data.train) + len(own.site.data.test)) * side * side * 4
+    if own.site.data.heldout is not None:
+        needed += len(own.site.data.heldout) * side * side * 4
+    line = latents_of("{on-disk: true}", run)
+    assert line.status == "PASS" and line.text.endswith(f"this run's take {num_bytes(needed)}")
+    assert latents_of("{on-disk: true}", asked(tiny_files)).text == "no key: they lie unsealed"
+    usage = shutil.disk_usage(site)
+    for free, status in ((needed - 1, "FIX"), (needed, "PASS")):
+        monkeypatch.setattr(latents_key.shutil, "disk_usage", lambda _, free=free: usage._replace(free=free))
+        assert latents_of("{on-disk: true}", run).status == status
+    monkeypatch.setattr(latents_key.shutil, "disk_usage", lambda _: usage._replace(free=0))
+    (site / latents.CACHE).mkdir()
+    (site / latents.CACHE / "scans-0.cache").write_bytes(b"0")
+    assert latents_of("{on-disk: true}", run).status == "WARN"
