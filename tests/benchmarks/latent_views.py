@@ -104,8 +104,10 @@ def views_in(kind: str, frozen: FrozenAutoencoder, copies: Views | None = None) 
 
 
 def copies_of(run: RunConfig, frozen: FrozenAutoencoder) -> Views:
-    """Return the views of all hospitals' training scans, encoded."""
-    scans = np.concatenate([hospital_data(run, k).train.images for k in range(run.num_hospitals)])
+    """Return the views of all hospitals' training scans, encoded, held-out ones included."""
+    parts = [hospital_data(run, k) for k in range(run.num_hospitals)]
+    # what one draw holds out for its choice of the best round, another trains on
+    scans = np.concatenate([own.images for part in parts for own in (part.train, part.heldout) if own is not None])
     return Views(*(Copies(scans, view, frozen, seed=run.seed) for view in PIXEL_VIEWS))
 
 
