@@ -136,8 +136,9 @@ def _head(site: Site, tensors: Mapping[str, np.ndarray]) -> Answer:
     site.check_sending()
     if site.config.private:
         raise RefusedError("In a private run no sums over a site's features leave it: they are not noised.")
-    pseudo = site.instructions.payload.get("pseudo") is True
-    statistics = local_work.sums_of(site.model(tensors), site.inputs, site.config, site.device, pseudo=pseudo)
+    model, pseudo = site.model(tensors), site.instructions.payload.get("pseudo") is True
+    features = site.features(model) if isinstance(model, JointModel) else None
+    statistics = local_work.sums_of(model, site.inputs, site.config, site.device, pseudo=pseudo, features=features)
     if site.config.run.secure_aggregation:
         statistics = site.secure_sum.mask_sums(statistics)
     elif not codecs.parse(site.config.run.upload).plain:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client import download, latents, personal_head, site_config
+from client import download, kept_features, latents, personal_head, site_config
 from client.secure_sum import SecureSum
 from client.site_config import SiteConfig
 from client.site_policy import SitePolicy
@@ -22,6 +22,7 @@ from jointdiff.config import Config
 from jointdiff.data import HospitalData, ImageSet, hospital_data, info_of
 from jointdiff.data.site_data import load_site
 from jointdiff.errors import RefusedError
+from jointdiff.model import JointModel
 from jointdiff.networks import Network, network_with
 from jointdiff.protocol import RoundInstructions, RoundReport
 from jointdiff.round_profile import LOAD, REPORTED
@@ -136,6 +137,19 @@ class Site:
                 tensors, _ = download.complete(self.instructions, self.config, tensors, self.folder)
             tensors = personal_head.put_on(self.instructions, self.config, tensors, self.folder)
             return network_with(self.config, tensors, self.device)
+
+    def features(self, model: JointModel) -> torch.Tensor | None:
+        """Return a model's features of the training images, where the head is solved on them more than once."""
+        policy = self.policy
+        return kept_features.of(
+            self.instructions,
+            self.config,
+            model,
+            self.inputs.train.images,
+            self.device,
+            site_folder=self.folder,
+            on_disk=policy.latents_on_disk and not policy.latents_key,
+        )
 
     def report(self, images: ImageSet) -> RoundReport:
         """Return a report that counts `images`, unless they are too few to be told; the caller adds what it found."""

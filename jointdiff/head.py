@@ -109,12 +109,17 @@ def solved_heads(
     """
     labelled, training = gather(False), config.training
     yield solve_head(labelled, config)
-    if config.model.task == "multi-label" or round_number < num_warmup_rounds(config):
-        return
-    for _ in range(training.head_self_training):
+    for _ in range(num_self_training(round_number, config)):
         yield solve_head(
             mixed(labelled, gather(True), training.head_labelled_share), config, ridge=training.head_pseudo_ridge
         )
+
+
+def num_self_training(round_number: int, config: Config) -> int:
+    """Return how often the head is solved again, on what it is sure of, after a round."""
+    if config.model.task == "multi-label" or round_number < num_warmup_rounds(config):
+        return 0
+    return config.training.head_self_training
 
 
 def public_head(
@@ -135,7 +140,12 @@ def public_images(config: Config) -> np.ndarray:
 
 
 def head_statistics(
-    model: JointModel, data: HospitalData, config: Config, device: torch.device, pseudo: bool = False
+    model: JointModel,
+    data: HospitalData,
+    config: Config,
+    device: torch.device,
+    pseudo: bool = False,
+    features: torch.Tensor | None = None,
 ) -> dict[str, np.ndarray]:
     """Return one hospital's sums over the features of its training images, and of strong views of the labelled ones.
 
@@ -143,20 +153,21 @@ def head_statistics(
 
     Args:
         pseudo: Sum over the images that the model's own head is sure of instead, with its decisions for labels.
+        features: The model's features of the training images [N,D], where they are known already.
     """
     train, views = data.train, config.training.head_views
-    found = extract_features(model, train.images, device=device)
-    features = found.cpu().numpy()
+    found = extract_features(model, train.images, device=device) if features is None else features.to(device)
+    values = found.cpu().numpy()
     if config.training.head == "gradient":
-        return standardisation_sums(features)
+        return standardisation_sums(values)
     if pseudo:
         with torch.no_grad():
             probs = model.probabilities(model.head(found))
         rows, labels = confident(probs, torch.as_tensor(train.labels, device=device), config)
-        return head_sums(features, features[rows], labels, config.model.num_outputs)
+        return head_sums(values, values[rows], labels, config.model.num_outputs)
     rows = np.flatnonzero(train.labelled)
     if not views or not len(rows):
-        return head_sums(features, features[rows], train.labels[rows], config.model.num_outputs)
+        return head_sums(values, values[rows], train.labels[rows], config.model.num_outputs)
     generator = generator_for(config.run.seed, len(rows), 0, "head views", device)
     strong_view = views_of(latent=config.model.latent).strong
     seen = np.repeat(rows, max(1, min(views, MAX_VIEWS // len(rows))))
@@ -166,4 +177,4 @@ def head_statistics(
             x = to_network(train.images[seen[start : start + 256]], device)
             parts.append(model.features(strong_view(x, generator)).cpu().numpy())
     labels = train.labels[seen]
-    return head_sums(features, np.concatenate(parts), labels, config.model.num_outputs, clean=features[seen])
+    return head_sums(values, np.concatenate(parts), labels, config.model.num_outputs, clean=values[seen])

@@ -6,6 +6,7 @@ Client, server and the run without a federation ask here, so that neither has co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from jointdiff.config import Config, trains_autoencoder
 from jointdiff.data.base import ImageSet
 from jointdiff.data.hospital import HospitalData
 from jointdiff.errors import RunError
-from jointdiff.evaluation import predict
+from jointdiff.evaluation import extract_features, predict
 from jointdiff.latent_scale import LatentScale, latent_sums
 from jointdiff.model import JointModel, to_network
 from jointdiff.networks import Network
@@ -110,12 +111,29 @@ def sums_are_merged_after(round_number: int, config: Config) -> bool:
 
 
 def sums_of(
-    model: Network, data: HospitalData, config: Config, device: torch.device, pseudo: bool = False
+    model: Network,
+    data: HospitalData,
+    config: Config,
+    device: torch.device,
+    pseudo: bool = False,
+    features: torch.Tensor | None = None,
 ) -> dict[str, np.ndarray]:
-    """Return one hospital's sums over its training images; two hospitals' add up to those of their pooled images."""
+    """Return one hospital's sums over its training images; two hospitals' add up to those of their pooled images.
+
+    Args:
+        pseudo: As `head_statistics`, like `features`; an autoencoder has neither.
+    """
     if isinstance(model, JointModel):
-        return head.head_statistics(model, data, config, device, pseudo=pseudo)
+        return head.head_statistics(model, data, config, device, pseudo=pseudo, features=features)
     return _sums_over(model, data.train.images, device)
+
+
+def gatherer(
+    model: Network, data: HospitalData, config: Config, device: torch.device
+) -> Callable[[bool], dict[str, np.ndarray]]:
+    """Return what gathers the sums of one place again and again; only the model's head may change in between."""
+    features = extract_features(model, data.train.images, device=device) if isinstance(model, JointModel) else None
+    return partial(sums_of, model, data, config, device, features=features)
 
 
 def _sums_over(model: Autoencoder, images: np.ndarray, device: torch.device) -> dict[str, np.ndarray]:

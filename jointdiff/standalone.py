@@ -7,7 +7,6 @@ local-only (one hospital of several, with its own labels).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +123,7 @@ def _rounds(
         nonlocal weights, average
         if local_work.sums_are_merged_after(number, config):
             _load(model, average)
-            for found in local_work.solved(partial(local_work.sums_of, model, data, config, device), number, config):
+            for found in local_work.solved(local_work.gatherer(model, data, config, device), number, config):
                 model.load_state_dict(found, strict=False)
                 solved = {k: v.numpy() for k, v in found.items()}
                 weights, average = {**weights, **solved}, {**average, **solved}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,7 +15,8 @@ import torch
 from jointdiff.config import Config
 from jointdiff.data import UNKNOWN, HospitalData, ImageSet
 from jointdiff.ema import moving_average
-from jointdiff.head import head_statistics, solved_heads
+from jointdiff.head import solved_heads
+from jointdiff.local_work import gatherer
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights
 from jointdiff.reproducibility import seed_for
@@ -92,7 +92,7 @@ def _train(
             average = moving_average(average, weights, number, config.training.ema_decay)
         if head_is_solved_after(number, config):
             _load(model, average)
-            for head in solved_heads(partial(head_statistics, model, data, config, device), number, config):
+            for head in solved_heads(gatherer(model, data, config, device), number, config):
                 model.load_state_dict(head, strict=False)
                 solved = {k: v.numpy() for k, v in head.items()}
                 weights, average = {**weights, **solved}, {**average, **solved}
