@@ -20,11 +20,11 @@ import torch
 
 from client import sealed
 from jointdiff import latent_run
-from jointdiff.config import Config
+from jointdiff.config import Config, TrainingConfig
 from jointdiff.data import HospitalData, ImageSet, streaming
 from jointdiff.errors import CheckpointError, ConfigError, DataError, RefusedError
 from jointdiff.protocol import LACKS_AUTOENCODER, RoundInstructions
-from jointdiff.spaces import CODE_RANGE, PIXELS, Latents, Space
+from jointdiff.spaces import CODE_RANGE, PIXELS, Latents, Space, views_from_scans
 
 FORMAT = "latents-1"
 CACHE = "latent-cache"  # in the site's folder; it may be deleted at any time
@@ -70,11 +70,18 @@ def space_of(config: Config, site_folder: Path, device: torch.device) -> Space:
 
 
 def seen(
-    data: HospitalData, space: Space, site_folder: Path, *, on_disk: bool = True, key_file: str = ""
-) -> HospitalData:  # fmt: skip
+    data: HospitalData,
+    space: Space,
+    site_folder: Path,
+    *,
+    training: TrainingConfig | None = None,
+    on_disk: bool = True,
+    key_file: str = "",
+) -> HospitalData:
     """Return what the network sees of this site's scans: themselves, or their latents, computed once.
 
     Args:
+        training: Says what views are made from; None = no network is trained on them.
         on_disk: False keeps latents in the memory of this process alone: the next process computes them again.
         key_file: Of the key that they are sealed with on the disk; '' leaves them as they are.
 
@@ -103,7 +110,7 @@ def seen(
     changed: dict[str, Any] = {
         name: _coded(images, codes[cuts[i] : cuts[i + 1]]) for i, (name, images) in enumerate(parts.items())
     }
-    return replace(data, **changed)
+    return replace(data, view_source=views_from_scans(data.train.images, space, training), **changed)
 
 
 def _sealed(folder: Path, name: str, shape: tuple[int, ...], make: _Maker, key_file: str) -> np.ndarray:

@@ -78,7 +78,12 @@ class Site:
         data, space = self.data, self.space
         with self.timed(LOAD):
             return latents.seen(
-                data, space, self.folder, on_disk=self.policy.latents_on_disk, key_file=self.policy.latents_key
+                data,
+                space,
+                self.folder,
+                training=self.config.training,
+                on_disk=self.policy.latents_on_disk,
+                key_file=self.policy.latents_key,
             )
 
     def _data(self) -> HospitalData:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -158,6 +159,13 @@ class Views(NamedTuple):
 
 PIXEL_VIEWS = Views(weak_view, strong_view)
 LATENT_VIEWS = Views(weak_latent_view, strong_latent_view)
+
+
+class ViewSource(NamedTuple):
+    """What the views of a site's training images are made from, and how."""
+
+    images: np.ndarray  # uint8 [N,H,W,C]: the training images, or the scans that they are latents of
+    views: Views  # of these images; what comes out is what the network sees
 
 
 def views_of(*, latent: bool) -> Views:

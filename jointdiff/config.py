@@ -190,6 +190,7 @@ class TrainingConfig:
     pseudo_start_fraction: float = 0.0  # share of the rounds before pseudo-labels join
     pseudo_ramp_fraction: float = 0.0  # share of the rounds, from there, over which their weight rises from 0
     labelled_view: str = "strong"  # strong | weak: views of the labelled images in the label term
+    latent_views: str = "scans"  # on latents, views are made of: scans, and encoded | latents (faster, and far worse)
     labelled_batch: int = 16  # labelled images per step, drawn with replacement; never more than batch-size
     unlabelled_ratio: float = 1.0  # unlabelled images per image of the batch in the pseudo-label term
     head: str = "ridge"  # ridge = solved on merged sums after every round | ridge-start = until labels join | gradient
@@ -461,6 +462,7 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
+    _check_views(training)
     _check_head(training)
     check_reconstruction(training)
     check_pseudo_labels(training, task)
@@ -469,6 +471,15 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     )
     aggregation_rules.check_training(config)
     return config
+
+
+def _check_views(training: TrainingConfig) -> None:
+    for key, value, known in (
+        ("labelled-view", training.labelled_view, ("strong", "weak")),
+        ("latent-views", training.latent_views, ("scans", "latents")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{key} must be {known[0]} or {known[1]}, not {value!r}.")
 
 
 def _check_head(training: TrainingConfig) -> None:

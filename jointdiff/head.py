@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 import torch
 
-from jointdiff.augment import views_of
 from jointdiff.config import Config
 from jointdiff.data.hospital import HospitalData
 from jointdiff.evaluation import extract_features
@@ -20,7 +19,7 @@ from jointdiff.head_self_training import confident, mixed
 from jointdiff.head_sums import head_sums, standardisation_sums, unpack
 from jointdiff.model import JointModel, to_network
 from jointdiff.reproducibility import generator_for
-from jointdiff.spaces import PIXELS, Space
+from jointdiff.spaces import PIXELS, Space, view_source
 from jointdiff.training import num_warmup_rounds
 
 MAX_VIEWS = 4096  # views in all per hospital: with many labels fewer of each
@@ -169,12 +168,12 @@ def head_statistics(
     if not views or not len(rows):
         return head_sums(values, values[rows], train.labels[rows], config.model.num_outputs)
     generator = generator_for(config.run.seed, len(rows), 0, "head views", device)
-    strong_view = views_of(latent=config.model.latent).strong
+    source = view_source(data, latent=config.model.latent)
     seen = np.repeat(rows, max(1, min(views, MAX_VIEWS // len(rows))))
     parts = []
     with torch.no_grad():
         for start in range(0, len(seen), 256):
-            x = to_network(train.images[seen[start : start + 256]], device)
-            parts.append(model.features(strong_view(x, generator)).cpu().numpy())
+            x = to_network(source.images[seen[start : start + 256]], device)
+            parts.append(model.features(source.views.strong(x, generator)).cpu().numpy())
     labels = train.labels[seen]
     return head_sums(values, np.concatenate(parts), labels, config.model.num_outputs, clean=values[seen])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from jointdiff import pseudo_labels
+from jointdiff.augment import PIXEL_VIEWS, View
 from jointdiff.config import Config
 from jointdiff.data.base import ImageSet
 from jointdiff.evaluation import predict
@@ -47,6 +48,7 @@ class PseudoLabeller:
         state: What `state` returned in the round before, or None. What does not fit starts afresh: another
             number of unlabelled images, for a policy that remembers each.
         device: Where the model is.
+        weak_view: Of the images that `label` gets.
 
     Raises:
         ConfigError: Policy, teacher and alignment do not go together.
@@ -60,6 +62,7 @@ class PseudoLabeller:
         *,
         state: Mapping[str, torch.Tensor] | None,
         device: torch.device,
+        weak_view: View = PIXEL_VIEWS.weak,
     ) -> None:
         training, multi_label = config.training, config.model.task == "multi-label"
         check_pseudo_labels(training, config.model.task)
@@ -80,7 +83,7 @@ class PseudoLabeller:
             self._shares = pseudo_labels.shares(table, labels, unlabelled, multi_label=multi_label)
         if table is not None and self._policy.revise:
             table = self._policy.revise(table, labels, multi_label=multi_label)
-        self._voices = voices_of(model, training, table)
+        self._voices = voices_of(model, training, table, weak_view)
 
         self._thresholds: dict[str, State] = {}
         self._means: dict[str, torch.Tensor] = {}
@@ -95,7 +98,7 @@ class PseudoLabeller:
         """Return the pseudo-labels of a batch, and remember what the policy learned from it.
 
         Args:
-            x: Images without a label, [B,C,H,W] in [-1,1].
+            x: Images without a label, [B,C,H,W] in [-1,1]: what the weak view is made of.
             index: Their places among the site's training images, int64 [B].
             generator: Of the weak views.
         """

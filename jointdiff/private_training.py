@@ -16,7 +16,7 @@ import torch
 
 from jointdiff import losses, pseudo_labels
 from jointdiff.accounting import History, epsilon_of, noise_multiplier_for
-from jointdiff.augment import views_of
+from jointdiff.augment import PIXEL_VIEWS, Views
 from jointdiff.config import Config, RunConfig, TrainingConfig
 from jointdiff.data.hospital import HospitalData
 from jointdiff.device_memory import Halving, split
@@ -28,6 +28,7 @@ from jointdiff.optimizer_state import load_moments, save_moments
 from jointdiff.phase_keys import PhaseConfig
 from jointdiff.privacy import PoissonBatches, PrivateSteps, chunks, refuse_what_cannot_be_private, system_generator
 from jointdiff.schedule import SCHEDULES
+from jointdiff.spaces import view_source
 from jointdiff.training import State, learning_rate_at, term_weights
 
 
@@ -149,12 +150,13 @@ def train_private_round(
     frozen = body if training.body_lr_scale == 0 else []
     if frozen:
         weights = replace(weights, diffusion=0.0)  # nothing that it could teach
-    images = torch.as_tensor(data.train.images, device=device)
+    source = view_source(data, latent=config.model.latent)
+    images = torch.as_tensor(source.images, device=device)
     labels = torch.as_tensor(data.train.labels, device=device)
     teacher = None
     if weights.pseudo and training.teacher == "global":
         teacher = torch.as_tensor(predict(model, data.train.images, device=device), device=device)
-    loss = JointLoss(model, config, weights, randomness.views)
+    loss = JointLoss(model, config, weights, randomness.views, source.views)
     batches = PoissonBatches(len(images), plan.sample_rate, randomness.batches, patients=data.train.patients)
 
     model.train()
@@ -264,10 +266,18 @@ class JointLoss:
         config: `noise_multiplicity` is K, the passes of the denoiser per record.
         weights: Of the terms in this round.
         generator: On the device.
+        views: Of what `draw` gets; what comes out is what the network sees.
     """
 
-    def __init__(self, model: JointModel, config: Config, weights: TermWeights, generator: torch.Generator) -> None:
-        training = config.training
+    def __init__(
+        self,
+        model: JointModel,
+        config: Config,
+        weights: TermWeights,
+        generator: torch.Generator,
+        views: Views = PIXEL_VIEWS,
+    ) -> None:
+        training, self._views = config.training, views
         self._model, self._config, self._weights, self._generator = model, config, weights, generator
         self._multi_label = config.model.task == "multi-label"
         self._alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(generator.device)
@@ -281,7 +291,7 @@ class JointLoss:
             probs: The teacher's probabilities [n,K]; None: the model itself labels weak views.
         """
         training, weights, generator = self._config.training, self._weights, self._generator
-        weak_view, strong_view = views_of(latent=self._config.model.latent)
+        weak_view, strong_view = self._views
         noised = tuple(
             noise_images(weak_view(x, generator), self._alpha_bar, training, generator)
             for _ in range(training.noise_multiplicity if weights.diffusion else 0)

@@ -8,10 +8,14 @@ Shapes: images uint8 [N,H,W,C]; inputs uint8 [N,h,w,c], which for pixels are the
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import torch
 
+from jointdiff.augment import PIXEL_VIEWS, View, Views, ViewSource, views_of
+from jointdiff.config import TrainingConfig
 from jointdiff.data.base import ImageSet
 from jointdiff.data.hospital import HospitalData
 from jointdiff.model import to_network, to_uint8
@@ -78,6 +82,18 @@ class Latents:
             found[rows] = to_uint8(self.autoencoder.to_images(latents))
         return found
 
+    def view_source(self, scans: np.ndarray) -> ViewSource:
+        """Return what makes views of scans and encodes them.
+
+        Args:
+            scans: uint8 [N,H,W,C], which lie where they lie: one batch after the other is taken.
+        """
+        return ViewSource(scans, Views(*(partial(self._encoded_view, view=view) for view in PIXEL_VIEWS)))
+
+    @torch.no_grad()
+    def _encoded_view(self, x: torch.Tensor, generator: torch.Generator, *, view: View) -> torch.Tensor:
+        return (self.autoencoder.encode(view(x, generator)).float() / CODE_RANGE).clamp(-1, 1)
+
 
 PIXELS = Pixels()
 
@@ -89,8 +105,28 @@ def seen_images(images: ImageSet, space: Space) -> ImageSet:
     return replace(images, images=space.inputs(images.images), masks=None, twins=None)
 
 
-def seen_data(data: HospitalData, space: Space) -> HospitalData:
-    """Return what a network sees of a hospital's images."""
+def view_source(data: HospitalData, *, latent: bool) -> ViewSource:
+    """Return what the views of a hospital's training images, as the network sees them, are made from."""
+    return data.view_source or ViewSource(data.train.images, views_of(latent=latent))
+
+
+def views_from_scans(scans: np.ndarray, space: Space, training: TrainingConfig | None) -> ViewSource | None:
+    """Return the source of views that `latent-views` asks for: None where they are made of what the network sees.
+
+    Args:
+        scans: Of the training images, uint8 [N,H,W,C].
+        training: None = no views are asked for.
+    """
+    wanted = training is not None and training.latent_views == "scans"
+    return space.view_source(scans) if wanted and isinstance(space, Latents) else None
+
+
+def seen_data(data: HospitalData, space: Space, training: TrainingConfig | None = None) -> HospitalData:
+    """Return what a network sees of a hospital's images, and what its views are made from.
+
+    Args:
+        training: None where no network is trained on them.
+    """
     if space is PIXELS:
         return data
     parts = {
@@ -99,4 +135,5 @@ def seen_data(data: HospitalData, space: Space) -> HospitalData:
             ("train", data.train), ("heldout", data.heldout), ("test", data.test), ("nonmembers", data.nonmembers),
         )
     }  # fmt: skip
-    return replace(data, **parts)  # type: ignore[arg-type]
+    source = views_from_scans(data.train.images, space, training)
+    return replace(data, view_source=source, **parts)  # type: ignore[arg-type]

@@ -95,7 +95,10 @@ def train_on(
                 phase = phases_of(config)[number]
                 record.enter(phase)
                 space = space_in(folder, phase, device)
-                seen, others = seen_data(data, space), [seen_images(images, space) for images in elsewhere]
+                seen, others = (
+                    seen_data(data, space, phase.training),
+                    [seen_images(images, space) for images in elsewhere],
+                )
                 pooled, average = _rounds(phase, seen, name, index, others, device, record)
                 local_work.check_outcome(phase, pooled)
                 if config.run.latent and trains_autoencoder(phase):

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from jointdiff.augment import views_of
+from jointdiff.augment import View
 from jointdiff.config import TrainingConfig
 from jointdiff.model import JointModel
 
@@ -37,9 +37,8 @@ class Voice(Protocol):
 class Local:
     """The model itself as it stands, on a weak view (FixMatch, Sohn et al. 2020)."""
 
-    def __init__(self, model: JointModel) -> None:
-        self._model = model
-        self._weak_view = views_of(latent=model.config.latent).weak
+    def __init__(self, model: JointModel, weak_view: View) -> None:
+        self._model, self._weak_view = model, weak_view
 
     @torch.no_grad()
     def probs(self, x: torch.Tensor, index: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -73,12 +72,12 @@ class LocalAverage:
 
     Args:
         model: Holds the weights sent, from which the average starts.
+        weak_view: Of the images that it is asked about.
         decay: Of the average, from step to step; in [0,1).
     """
 
-    def __init__(self, model: JointModel, decay: float) -> None:
-        self._model = model
-        self._weak_view = views_of(latent=model.config.latent).weak
+    def __init__(self, model: JointModel, weak_view: View, decay: float) -> None:
+        self._model, self._weak_view = model, weak_view
         self._average = copy.deepcopy(model).to(memory_format=torch.channels_last).requires_grad_(False).eval()
         self._move = get_ema_multi_avg_fn(decay)
 
@@ -92,12 +91,15 @@ class LocalAverage:
         self._move(list(self._average.parameters()), [p.detach() for p in self._model.parameters()], 0)
 
 
-def voices_of(model: JointModel, training: TrainingConfig, table: torch.Tensor | None) -> dict[str, Voice]:
+def voices_of(
+    model: JointModel, training: TrainingConfig, table: torch.Tensor | None, weak_view: View
+) -> dict[str, Voice]:
     """Return the voices of a teacher by name, the main one first.
 
     Args:
         model: Holds the weights sent.
         table: What they say of all of the site's training images [N,K]; None where no voice asks for it.
+        weak_view: Of the images that the voices are asked about.
     """
     voices: dict[str, Voice] = {}
     for name in VOICES[training.teacher]:
@@ -105,5 +107,6 @@ def voices_of(model: JointModel, training: TrainingConfig, table: torch.Tensor |
             assert table is not None
             voices[name] = Global(table)
         else:
-            voices[name] = LocalAverage(model, training.teacher_ema_decay) if name == "local-ema" else Local(model)
+            decay = training.teacher_ema_decay
+            voices[name] = LocalAverage(model, weak_view, decay) if name == "local-ema" else Local(model, weak_view)
     return voices

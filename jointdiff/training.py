@@ -8,12 +8,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 
 from jointdiff.aggregation_rules import has_own_head
-from jointdiff.augment import views_of
 from jointdiff.batches import Batches
 from jointdiff.config import Config, TrainingConfig
 from jointdiff.data.base import UNKNOWN, ImageSet
@@ -26,6 +26,7 @@ from jointdiff.model import JointModel
 from jointdiff.optimizer_state import load_moments, save_moments
 from jointdiff.reproducibility import generator_for
 from jointdiff.schedule import SCHEDULES
+from jointdiff.spaces import view_source
 from jointdiff.speed import speed_for
 
 State = Mapping[str, torch.Tensor]
@@ -115,17 +116,21 @@ def train_round(
     generator = generator_for(run.seed, hospital_index, round_number, "training", device)
     truth = torch.as_tensor(data.hidden_labels, device=device)
     alpha_bar = SCHEDULES[training.schedule](training.num_timesteps).to(device)
-    views = views_of(latent=config.model.latent)
+    source = view_source(data, latent=config.model.latent)
     labeller = None
     if weights.pseudo and not data.train.labelled.all():
-        labeller = PseudoLabeller(model, data.train, config, state=state, device=device)
+        labeller = PseudoLabeller(model, data.train, config, state=state, device=device, weak_view=source.views.weak)
     model.train()
     wanted = _images_per_step(data.train, config, weights)
     speed = speed_for(model, config, device, num_views=wanted.get("labelled", 0) + wanted.get("unlabelled", 0))
     batches = Batches(
-        data.train, wanted, num_steps=run.local_steps, device=device, memory_format=speed.memory_format,
+        replace(data.train, images=source.images),
+        wanted,
+        num_steps=run.local_steps,
+        device=device,
         generator=generator_for(run.seed, hospital_index, round_number, "batches"),
-    )  # fmt: skip
+        memory_format=speed.memory_format,
+    )
 
     learned = list(model.parameters())
     optimizer = torch.optim.AdamW(learned, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay, fused=True)
@@ -139,7 +144,7 @@ def train_round(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with speed.precision():
-            batch = draw_step(step, batches, labeller, training, alpha_bar, truth, generator, views)
+            batch = draw_step(step, batches, labeller, training, alpha_bar, truth, generator, source.views)
         terms = {"loss": zero}
         if not batch.is_empty:
             optimizer.zero_grad(set_to_none=True)

@@ -40,7 +40,7 @@ class LabelledSet:
             ConfigError, DataError: There are none, or they do not fit the run.
         """
         run = config.run
-        self._data = seen_data(server_data(run), autoencoder.space)
+        self._data = seen_data(server_data(run), autoencoder.space, config.training)
         self._num_steps = run.local_steps if run.server_steps < 0 else run.server_steps
         # The learning rate falls over all of the server's steps as it does over a hospital's.
         self._config = replace(config, run=replace(run, local_steps=max(1, self._num_steps)))

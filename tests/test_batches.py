@@ -99,7 +99,7 @@ def waits_of(num_steps: int, **training) -> int:
     """Return how often a round of so many steps waits."""
     cfg = config(warmup_fraction=0.0, **training)
     cfg = replace(cfg, run=replace(RUN, local_steps=num_steps))
-    model, data = fresh(), random_data(cfg)
+    model, data = fresh(), random_data(cfg, torch.device("cpu"))
     with Waits() as mode:
         train_round(model, data, cfg, round_number=3, hospital_index=0, device=CPU, state=None)
     return len(mode.found)

@@ -10,6 +10,7 @@ import torch
 
 from client import state as site_state
 from jointdiff import pseudo_label_keys
+from jointdiff.augment import PIXEL_VIEWS
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.data import hospital_data
 from jointdiff.evaluation import predict
@@ -153,7 +154,7 @@ def test_the_average_starts_from_the_weights_sent_and_follows_every_step():
     cfg = config()
     model = fresh(cfg)
     sent = copy.deepcopy(model.state_dict())
-    average = LocalAverage(model, decay=0.75)
+    average = LocalAverage(model, PIXEL_VIEWS.weak, decay=0.75)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)

@@ -39,7 +39,8 @@ def configured(setting: str = "auto", **run) -> Config:
 def one_round(setting: str, **run):
     """Return how the weights moved in a round, and what was told."""
     model, config = fresh(), configured(setting, **run)
-    told, _ = train_round(model, random_data(config), config, round_number=3, hospital_index=0, device=CPU, state=None)
+    data = random_data(config, CPU)
+    told, _ = train_round(model, data, config, round_number=3, hospital_index=0, device=CPU, state=None)
     start = fresh().state_dict()
     assert all(tensor.is_contiguous() for tensor in model.state_dict().values()), "no layout leaves a round"
     assert not any(parameter.requires_grad is False for parameter in model.parameters())

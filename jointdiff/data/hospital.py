@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from jointdiff.data.scanner import draw_scanner, render_set
 from jointdiff.errors import ConfigError, DataError
 from jointdiff.settings import AT_SERVER, partition_of
 
+if TYPE_CHECKING:
+    from jointdiff.augment import ViewSource
+
 
 @dataclass(frozen=True)
 class HospitalData:
@@ -32,6 +35,7 @@ class HospitalData:
     heldout: ImageSet | None  # kept labels that choose the best round; not in `train`
     test: ImageSet  # this hospital's share of the split that is evaluated
     nonmembers: ImageSet | None = None  # `audit-holdout` of the training images, with their labels; nothing sees them
+    view_source: ViewSource | None = None  # of `train`; None = the views of its own images
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,11 @@ from functools import partial
 import numpy as np
 import torch
 
-from client.preflight.trial_step import random_data
-from jointdiff.autoencoder import Autoencoder
-from jointdiff.config import Config, RunConfig, autoencoder_config, resolve
+from client.preflight.trial_step import random_autoencoder, random_data
+from jointdiff.config import Config, RunConfig, resolve
 from jointdiff.data import ImageSet
 from jointdiff.explanation import explain_scans
 from jointdiff.latent_run import model_keys
-from jointdiff.latents import FrozenAutoencoder, LatentScale
 from jointdiff.model import JointModel
 from jointdiff.showcase import NUM_STEPS, guided_samples
 from jointdiff.spaces import PIXELS, Latents, Space
@@ -42,18 +40,11 @@ class Contender:
     space: Space
 
 
-def autoencoder(image_size: int, device: torch.device) -> FrozenAutoencoder:
-    """Return the preset's autoencoder for a size, with random weights."""
-    torch.manual_seed(0)
-    network = Autoencoder(autoencoder_config(image_size, 1))
-    return FrozenAutoencoder(network, LatentScale((0.0,) * 4, (1.0,) * 4)).to(device)
-
-
 def contenders(image_size: int, batch_size: int, device: torch.device) -> dict[str, Contender]:
     """Return both kinds of one size, by name."""
     run = RunConfig(image_size=image_size, batch_size=batch_size, num_rounds=4, local_steps=1, explain=4)
     pixels = resolve(run, channels=1, num_outputs=2, task="multi-class")
-    frozen = autoencoder(image_size, device)
+    frozen = random_autoencoder(image_size, 1, device)
     size = frozen.latent_shape[1]
     latents = resolve(replace(run, image_size=size), channels=1, num_outputs=2, task="multi-class")
     told = {name.replace("-", "_"): value for name, value in model_keys(frozen).items()}
@@ -71,7 +62,7 @@ def seconds_of(own: Contender, unit: str, *, count: int, clock: Clock) -> float:
     """Return the seconds of one training step, or of one sample or counterfactual out of a batch of `count`."""
     device = own.model.head.mean.device
     if unit == "training step":
-        data = random_data(own.config)
+        data = random_data(own.config, device)
         took = []
         for steps in (1, 1 + count):  # what a round costs besides its steps drops out
             config = replace(own.config, run=replace(own.config.run, local_steps=steps))

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 
-from client.preflight.trial_step import random_data
+from client.preflight.trial_step import random_autoencoder, random_data
 from jointdiff.autoencoder_training import train_autoencoder_round
 from jointdiff.config import RunConfig, resolve
 from jointdiff.training import select_device, train_round
-from tests.benchmarks.latent_speed import autoencoder, contenders
+from tests.benchmarks.latent_speed import contenders
 from tests.benchmarks.measures import CLOCKS, Clock, forget_peak, machine, memory, spread
 
 PHASES = ("autoencoder", "latents", "pixels")
@@ -35,12 +35,12 @@ def rounds_of(phase: str, image_size: int, batch_size: int, device: torch.device
     if phase == "autoencoder":
         run = RunConfig(image_size=image_size, batch_size=batch_size, method="autoencoder", explain=0)
         config = resolve(run, channels=1, num_outputs=2, task="multi-class")
-        network, train = autoencoder(image_size, device).autoencoder, train_autoencoder_round
+        network, train = random_autoencoder(image_size, 1, device).autoencoder, train_autoencoder_round
         network.train().requires_grad_(True)
     else:
         own = contenders(image_size, batch_size, device)[phase]
         network, config, train = own.model, own.config, train_round
-    data = random_data(config)
+    data = random_data(config, device)
 
     def work(steps: int) -> None:
         asked = replace(config, run=replace(config.run, local_steps=steps))

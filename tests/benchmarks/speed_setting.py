@@ -28,7 +28,7 @@ def one_round(config: Config, speed: str, device: torch.device, clock: Clock) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = JointModel(config.model).to(device)
-    data = random_data(config)
+    data = random_data(config, device)
     began = clock.now()
     train_round(
         model, data, replace(config, run=run), round_number=run.num_rounds, hospital_index=0, device=device, state=None

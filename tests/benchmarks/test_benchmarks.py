@@ -1,25 +1,21 @@
 """The benchmarks run, in their smallest form, and what they print adds up. No clock is asserted."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from jointdiff import augment, checkpoint, training
+from jointdiff import checkpoint
 from jointdiff.config import Config, ModelConfig, RunConfig, TrainingConfig
 from jointdiff.data import hospital_data
 from jointdiff.fidelity import FeatureNet, kid
-from jointdiff.latents import FrozenAutoencoder
-from jointdiff.model import JointModel, to_network
+from jointdiff.model import JointModel
 from jointdiff.showcase import guided_samples
-from jointdiff.spaces import CODE_RANGE, Latents
 from jointdiff.trained import open_trained
 from tests.benchmarks import (
     hospitals_growth,
     latent_speed,
-    latent_views,
     measures,
     preset_cost,
     round_share,
@@ -173,41 +169,3 @@ def test_what_a_step_costs_in_each_phase(capsys):
         assert len(found["seconds"]) == 3 and found["memory"] > 0
     preset_cost.main(["--sizes", "64", "--phases", "autoencoder", "--batch-size", "2", "--steps", "1"])
     assert capsys.readouterr().out.splitlines()[-1].startswith("| 64 | autoencoder |")
-
-
-def test_views_of_images_go_through_the_autoencoder_and_only_while_they_are_measured():
-    frozen, own = latent_speed.autoencoder(64, CPU), training.views_of(latent=True)
-    x = torch.rand(2, *frozen.latent_shape) * 2 - 1
-    with latent_views.views_in("images", frozen):
-        weak = training.views_of(latent=True).weak
-        drawn = [weak(x, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)]
-    assert training.views_of(latent=True) is own
-    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
-    unseen = latent_views.through_images(x, torch.Generator(), view=lambda image, _: image, frozen=frozen)
-    once = frozen.encode(frozen.to_images(x * CODE_RANGE)) / CODE_RANGE
-    assert torch.allclose(unseen, once.clamp(-1, 1).detach())
-
-
-def test_copies_of_scans_are_known_again_by_their_latents(tiny_autoencoder):
-    frozen = FrozenAutoencoder.load(tiny_autoencoder())
-    scans = np.random.default_rng(0).integers(0, 256, (70, 16, 16, 1), np.uint8)
-    copies = latent_views.Copies(scans, augment.PIXEL_VIEWS.strong, frozen)
-    space, generator = Latents(frozen), torch.Generator().manual_seed(1)
-    x = to_network(space.inputs(scans))[[69, 3, 3]]
-    drawn = torch.stack([copies(x, generator) for _ in range(40)])  # [40,3,4,h,w]
-    found = [{each.numpy().tobytes() for each in drawn[:, column]} for column in range(3)]
-    assert list(map(len, found)) == [latent_views.NUM_COPIES] * 3
-    assert found[1] == found[2] and not found[0] & found[1]
-    plain = latent_views.Copies(scans, lambda image, _: image, frozen)
-    assert torch.equal(plain(x, generator), x)
-    with pytest.raises(ValueError, match="of no scan"):
-        copies(x + 2 / 255, generator)
-
-
-def test_each_kind_of_views_trains_a_model_of_its_own(tiny_run, tiny_autoencoder):
-    run = tiny_run(autoencoder=tiny_autoencoder(), num_rounds=1)
-    rows = list(latent_views.measure(run, [3, 4]))
-    assert [row[:2] for row in rows] == [(kind, draw) for draw in (3, 4) for kind in latent_views.KINDS]
-    files = [Path(run.home, "runs", f"{kind}-3", "checkpoints", "last.safetensors") for kind in latent_views.KINDS]
-    learned = {checkpoint.load(file).state["unet.conv_out.weight"].numpy().tobytes() for file in files}
-    assert len(learned) == 3

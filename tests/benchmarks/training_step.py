@@ -23,13 +23,14 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from jointdiff import labeller, teachers, training
-from jointdiff.augment import Views, views_of
+from jointdiff import labeller, training
+from jointdiff.augment import Views, ViewSource
 from jointdiff.batches import Batches
 from jointdiff.config import Config, ModelConfig, RunConfig, resolve
-from jointdiff.data import hospital_data
+from jointdiff.data import HospitalData, hospital_data
 from jointdiff.model import JointModel, pool, to_network
 from jointdiff.schedule import SCHEDULES
+from jointdiff.spaces import view_source
 from jointdiff.training import select_device, train_round
 from tests.benchmarks.measures import CLOCKS, Clock, forget_peak, machine, memory, spread
 
@@ -75,8 +76,9 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
 
         return wrapper
 
-    def timed_views(*, latent: bool) -> Views:
-        return Views(*(timed("augmentation", view) for view in views_of(latent=latent)))
+    def timed_source(data: HospitalData, *, latent: bool) -> ViewSource:
+        source = view_source(data, latent=latent)
+        return source._replace(views=Views(*(timed("augmentation", view) for view in source.views)))
 
     step = torch.optim.AdamW.step
 
@@ -97,8 +99,7 @@ def timed_parts(clock: Clock) -> Iterator[StepTimes]:
             (torch.Tensor, "backward", "network"), (torch.nn.utils, "clip_grad_norm_", "optimiser"),
         ):  # fmt: skip
             stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
-        for module in (training, teachers):
-            stack.enter_context(patch.object(module, "views_of", timed_views))
+        stack.enter_context(patch.object(training, "view_source", timed_source))
         stack.enter_context(patch.object(torch.optim.AdamW, "step", stepped))
         yield found
 

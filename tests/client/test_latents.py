@@ -71,8 +71,9 @@ def test_what_is_trained_on_are_the_latents_of_the_sites_own_scans(ask, parts, c
     client_round.run(ask(protocol.AUTOENCODER), parts[0])
     space = latents.space_of(config, tmp_path / "site", "cpu")
     data = hospital_data(config.run, 1)
-    found = latents.seen(data, space, tmp_path / "site")
+    found = latents.seen(data, space, tmp_path / "site", training=config.training)
     expected = seen_data(data, Latents(FrozenAutoencoder.load(tiny_autoencoder())))
+    assert found.view_source is not None and found.view_source.images is data.train.images
     for name in ("train", "test"):
         np.testing.assert_array_equal(getattr(found, name).images, getattr(expected, name).images)
         np.testing.assert_array_equal(getattr(found, name).labels, getattr(data, name).labels)

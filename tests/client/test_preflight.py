@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from client import keys, latents, preflight, sealed, versions
 from client.cli import main
@@ -22,6 +23,7 @@ from jointdiff.config import Config, resolve
 from jointdiff.data import HospitalData
 from jointdiff.errors import ConfigError
 from jointdiff.ledger import Ledger
+from jointdiff.phases import phases_of
 from jointdiff.views.format import num_bytes
 
 _spec = importlib.util.spec_from_file_location("_site_tools", Path(__file__).with_name("site_tools.py"))
@@ -172,7 +174,7 @@ def test_the_ceiling_against_what_is_asked(site, tiny_files):
 def test_a_trial_step_is_a_real_one_and_tells_what_fails(tiny_run):
     run = tiny_run(num_labels=0)
     config = resolve(run, channels=3, num_outputs=2, task="multi-label")
-    data = random_data(config)
+    data = random_data(config, torch.device("cpu"))
     assert isinstance(data, HospitalData) and data.train.images.shape == (8, 16, 16, 3)
     assert 0 < data.train.num_labelled < 8 and data.hidden_labels.shape == (8, 2)
     found = measure(config, "cpu")
@@ -186,6 +188,8 @@ def test_a_trial_of_a_run_of_two_phases_is_a_step_of_either(tiny_run, tmp_path):
     run = tiny_run(latent=True, autoencoder_model=str(tmp_path / "kl-tiny.yaml"))
     config = resolve(run, channels=1, num_outputs=2, task="multi-class")
     assert measure(config, "cpu")["parts"] == 1
+    source = random_data(phases_of(config)[1], torch.device("cpu")).view_source
+    assert source is not None and source.images.shape == (8, 16, 16, 1)
     assert config.autoencoder is not None
     unfit = dataclasses.replace(config, autoencoder=dataclasses.replace(config.autoencoder, image_size=15))
     with pytest.raises(ValueError, match="is no multiple"):
