@@ -70,7 +70,7 @@ def joint_round(limit: float = float("inf"), *, batch_size: int = 16, strategy: 
     keys = {"pseudo_start_fraction": 0.0, "warmup_fraction": 0.0, "labelled_batch": batch_size, **training}
     keys["autocast"] = "off"  # bf16 rounds a half of a batch by more than the steps of two rounds move a weight
     model, config = fresh(), Config(run, MODEL, TrainingConfig(**keys))
-    data = random_data(config)
+    data = random_data(config, CPU)
     with Memory(limit) as memory:
         told, _ = train_round(model, data, config, round_number=3, hospital_index=0, device=CPU, state=None)
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, told, memory
@@ -110,7 +110,7 @@ def autoencoder_round(limit: float = float("inf"), *, noise: float = 0.0):
     run = replace(RUN, method="autoencoder", batch_size=16, local_steps=2, noise_multiplier=noise)
     config = Config(run, replace(MODEL, image_size=16), TrainingConfig(head="gradient"), design)
     torch.manual_seed(0)
-    model, data = Autoencoder(design), random_data(config)
+    model, data = Autoencoder(design), random_data(config, CPU)
     with Memory(limit) as memory:
         if noise:
             plan = PrivacyPlan(noise, 0.5, 2, run.num_rounds, 1e-4)
@@ -209,7 +209,7 @@ def private_round(memory: TorchDispatchMode, *, noise: float = 1e-6, **training)
     model, config = fresh(), Config(run, MODEL, TrainingConfig(**keys))
     with memory:
         train_private_round(
-            model, random_data(config), config, plan, round_number=3, device=CPU, state=None,
+            model, random_data(config, CPU), config, plan, round_number=3, device=CPU, state=None,
             randomness=randomness,
         )  # fmt: skip
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}, model
