@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -108,3 +109,13 @@ def test_a_study_without_results_has_a_page_too():
     facts = StudyFacts("s", "phantom", False, "test", "3", "total", "local", (), {})
     page = study_page([row("joint", 0, None)], DESIGN, facts)
     assert "0 of 1" in page and "not begun" in page
+
+
+def test_settings_are_drawn_on_one_axis_that_ends_where_auc_does():
+    facts = StudyFacts("s", "phantom", False, "test", "3", "total", "local", (), {})
+    rows = [row("joint", n, auc, setting=s) for s, found in (("iid", (0.99, 0.90)), ("skew", (0.55, 0.52)))
+            for n, auc in enumerate(found)]  # fmt: skip
+    page = study_page(rows, DESIGN, facts)
+    first, second = (part.split("</figure>")[0] for part in page.split("<figure")[1:3])
+    axes = [re.findall(r'text-anchor="middle">([0-9.]+)<', figure) for figure in (first, second)]
+    assert axes[0] == axes[1] and float(axes[0][-1]) == 1.0 and float(axes[0][0]) <= 0.52

@@ -85,23 +85,39 @@ def labels_chart(
     return element("figure", caption, svg, _legend(legend))
 
 
-def dot_chart(title: str, dots: Sequence[Dot], *, zero: float | None = None, note: str = "", axis: str = "") -> Html:
+def ends(dots: Sequence[Dot]) -> tuple[float, float]:
+    """Return the least and the greatest of some numbers, one or more, with their intervals."""
+    values = [v for dot in dots for v in (dot.value.value, dot.value.low, dot.value.high) if v is not None]
+    return min(values), max(values)
+
+
+def dot_chart(
+    title: str,
+    dots: Sequence[Dot],
+    *,
+    limits: tuple[float, float] | None = None,
+    zero: float | None = None,
+    note: str = "",
+    axis: str = "",
+) -> Html:
     """Return a figure with a row per entry: its name, a dot with its interval, and its number in words.
 
     Args:
+        limits: What the axis has to hold, the same for figures that are read side by side; what lies beyond is
+            cut. None = all of these dots.
         zero: Where a line is drawn down through all rows, such as no difference.
         axis: Words below the axis.
     """
     caption = element("figcaption", element("b", title), f" {note}" if note else None)
     if not dots:
         return element("figure", caption, element("p", "Nothing has finished yet.", class_="soft"))
-    values = [v for dot in dots for v in (dot.value.value, dot.value.low, dot.value.high) if v is not None]
-    ticks = nice_ticks(min([*values, *([zero] if zero is not None else [])]),
-                       max([*values, *([zero] if zero is not None else [])]), 4)  # fmt: skip
+    low, high = limits or ends(dots)
+    ticks = nice_ticks(low if zero is None else min(low, zero), high if zero is None else max(high, zero), 4)
     left, right, base = _NAMES, WIDTH - _VALUES, 8 + _ROW * len(dots)
 
     def x(value: float) -> float:
-        return left + (value - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
+        inside = min(max(value, ticks[0]), ticks[-1])
+        return left + (inside - ticks[0]) / (ticks[-1] - ticks[0]) * (right - left)
 
     decimals = max(1, min(3, len(f"{ticks[1] - ticks[0]:.6f}".rstrip("0").partition(".")[2])))
     parts = []

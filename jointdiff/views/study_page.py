@@ -23,7 +23,7 @@ from jointdiff.study_summary import (
 from jointdiff.views import study_words as words
 from jointdiff.views.format import MISSING, duration, number
 from jointdiff.views.markup import Child, Html, banner, element, headline, page, table
-from jointdiff.views.study_charts import Curve, Dot, dot_chart, labels_chart
+from jointdiff.views.study_charts import Curve, Dot, dot_chart, ends, labels_chart
 from jointdiff.views.study_markdown import draw_table
 
 _STYLE = ".charts > figure:only-child { max-width: 36rem; }"
@@ -106,18 +106,15 @@ def _curves(by_auc: Sequence[Cell], design: Design) -> Child:
     if not any(line.mean for cell in by_auc for line in cell.lines):
         return None
     figures = []
+    every = [dot for cell in by_auc for dot in _dots(cell, design)]
+    low, high = ends(every)
+    limits = max(0.0, low), min(1.0, high)
     for setting in design.settings:
         mine = [cell for cell in by_auc if cell.setting == setting]
         title = setting if len(design.settings) > 1 else "Mean AUC"
         if len(mine) == 1:
-            dots = [
-                Dot(x.label, x.mean, words.mean(x), _is_reference(x, design))
-                for x in mine[0].lines
-                if x.mean is not None
-            ]
-            figures.append(
-                dot_chart(f"{title}, {words.labels(mine[0].num_labels)}", dots, note="mean (sd), 95% interval")
-            )
+            name = f"{title}, {words.labels(mine[0].num_labels)}"
+            figures.append(dot_chart(name, _dots(mine[0], design), limits=limits, note="mean (sd), 95% interval"))
             continue
         keys = dict.fromkeys((x.method, x.place, x.which) for cell in mine for x in cell.lines if x.bound != "upper")
         curves, ceiling = [], None
@@ -130,6 +127,10 @@ def _curves(by_auc: Sequence[Cell], design: Design) -> Child:
         names = [str(cell.num_labels) if cell.num_labels else "all" for cell in mine]
         figures.append(labels_chart(title, names, curves, ceiling=ceiling, note="whiskers: 95% intervals of the mean"))
     return element("div", figures, class_="charts")
+
+
+def _dots(cell: Cell, design: Design) -> list[Dot]:
+    return [Dot(x.label, x.mean, words.mean(x), _is_reference(x, design)) for x in cell.lines if x.mean is not None]
 
 
 def _find(cell: Cell, key: tuple[str, str, str]) -> Line | None:
@@ -146,12 +147,17 @@ def _title(cell: Cell) -> str:
 
 def _pairs(by_auc: Sequence[Cell], design: Design) -> Child:
     figures = []
-    for cell in by_auc:
-        dots = [Dot(x.label, x.difference, words.signed(x.difference)) for x in cell.lines if x.difference]
+    found = {
+        _title(cell): [Dot(x.label, x.difference, words.signed(x.difference)) for x in cell.lines if x.difference]
+        for cell in by_auc
+    }
+    every = [dot for dots in found.values() for dot in dots]
+    for title, dots in found.items():
         if dots:
             n = sorted({dot.value.n for dot in dots})
             note = f"n = {n[0]}" if len(n) == 1 else f"n = {n[0]} to {n[-1]}"
-            figures.append(dot_chart(_title(cell), dots, zero=0.0, note=note, axis="behind ← 0 → ahead of the row"))
+            axis = "behind ← 0 → ahead of the row"
+            figures.append(dot_chart(title, dots, limits=ends(every), zero=0.0, note=note, axis=axis))
     if not figures:
         return None
     words_above = (
