@@ -8,6 +8,7 @@ others. It is not written where the site keeps no latents on its disk or seals t
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from jointdiff.head import num_self_training
 from jointdiff.model import JointModel
 from jointdiff.protocol import RoundInstructions
 from jointdiff.sharing import HEAD, part_of
+
+_log = logging.getLogger(__name__)
 
 PART = "features"  # of the state
 _BATCH_SIZE = 256
@@ -40,23 +43,24 @@ def of(
 
     Args:
         images: What the network sees, uint8 [N,H,W,C].
-        on_disk: False computes them and leaves nothing behind.
+        on_disk: False computes them, leaves nothing behind, and deletes what lay there.
 
     Returns:
-        [N,D], float32.
-
-    Raises:
-        OSError: They cannot be written.
+        [N,D], float32. A disk that takes no file costs a pass each time, and nothing else.
     """
     if not num_self_training(config.own_round(ask.round), config):
         return None
     if not on_disk:
+        state.drop(site_folder, ask.run_name, part=PART)
         return extract_features(model, images, device=device)
     key = _key(model, images)
     found = _read(ask, key, site_folder)
     if found is None:
         found = extract_features(model, images, device=device)
-        state.save(site_folder, ask.run_name, ask.round, {"key": key, "features": found}, part=PART)
+        try:
+            state.save(site_folder, ask.run_name, ask.round, {"key": key, "features": found}, part=PART)
+        except OSError as error:
+            _log.warning("Features are not kept, each pass of the head computes them again: %s", error.strerror)
     return found
 
 

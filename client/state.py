@@ -27,7 +27,7 @@ def save(
         part: '' is what training goes on from; other parts are kept beside it, each with versions of its own.
     """
     path = _folder(site_folder, run_name, part) / f"round-{round_number:04d}.safetensors"
-    with atomic_path(path) as temporary:
+    with atomic_path(path, private=True) as temporary:
         # A copy of its own for every tensor: safetensors refuses tensors that share memory.
         save_file({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}, temporary)
     versions = _versions(site_folder, run_name, part)
@@ -51,6 +51,12 @@ def load(
     found = _versions(site_folder, run_name, part)
     versions = {number: path for number, path in found.items() if after < number < before}
     return load_file(versions[max(versions)]) if versions else None
+
+
+def drop(site_folder: Path, run_name: str, *, part: str) -> None:
+    """Delete all versions of a part."""
+    for path in _versions(site_folder, run_name, part).values():
+        path.unlink(missing_ok=True)
 
 
 def _folder(site_folder: Path, run_name: str, part: str) -> Path:

@@ -25,6 +25,7 @@ from jointdiff.exchange_keys import check_exchange
 from jointdiff.phase_keys import PhaseConfig, autoencoder_run, check_latent
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.site_run_keys import check_sites
+from jointdiff.training_keys import check_head, check_views
 
 METHODS = ("joint", "two-stage", "fixmatch", "supervised")  # that classify
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
@@ -462,8 +463,8 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
-    _check_views(training)
-    _check_head(training)
+    check_views(training)
+    check_head(training)
     check_reconstruction(training)
     check_pseudo_labels(training, task)
     config = Config(
@@ -471,27 +472,6 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     )
     aggregation_rules.check_training(config)
     return config
-
-
-def _check_views(training: TrainingConfig) -> None:
-    for key, value, known in (
-        ("labelled-view", training.labelled_view, ("strong", "weak")),
-        ("latent-views", training.latent_views, ("scans", "latents")),
-    ):
-        if value not in known:
-            raise ConfigError(f"{key} must be {known[0]} or {known[1]}, not {value!r}.")
-
-
-def _check_head(training: TrainingConfig) -> None:
-    if training.head_self_training < 0 or not training.head_pseudo_ridge > 0:
-        raise ConfigError(
-            "head-self-training must be at least 0 and head-pseudo-ridge above 0, not "
-            f"{training.head_self_training} and {training.head_pseudo_ridge}."
-        )
-    if not 0 <= training.head_labelled_share <= 1:
-        raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
-    if training.head_self_training and training.head == "gradient":
-        raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
 
 
 def trains_autoencoder(config: Config) -> bool:

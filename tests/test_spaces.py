@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pytest
 import torch
 
 from jointdiff.augment import LATENT_VIEWS, PIXEL_VIEWS
 from jointdiff.config import TrainingConfig
 from jointdiff.data import hospital_data
+from jointdiff.errors import ConfigError
 from jointdiff.head import head_statistics
 from jointdiff.latents import FrozenAutoencoder
 from jointdiff.model import JointModel, to_network
@@ -95,3 +97,10 @@ def test_training_sees_views_of_scans_and_the_table_and_the_head_the_latents(tin
     sums = [head_statistics(model, data, config, CPU) for data in (seen, replace(seen, view_source=blank))]
     assert np.array_equal(sums[0]["products"], sums[1]["products"])
     assert not np.array_equal(sums[0]["group_products"], sums[1]["group_products"])
+
+
+@pytest.mark.parametrize("key, value", [("latent-views", "scan"), ("labelled-view", "medium")])
+def test_views_that_there_are_not_are_named(tiny_run, tmp_path, key, value):
+    (tmp_path / "preset.yaml").write_text(f"{key}: {value}\n")
+    with pytest.raises(ConfigError, match=f"{key} must be .* not '{value}'"):
+        prepare(tiny_run(preset=str(tmp_path / "preset.yaml")))

@@ -88,8 +88,18 @@ def test_another_network_other_images_and_a_damaged_file_take_another_pass(featu
 
 
 def test_nothing_is_written_where_the_site_keeps_no_latents(features, model, images, tmp_path):
-    features(model, images, on_disk=False)
-    assert features(model, images, on_disk=False)[1] == 2 and not list((tmp_path / "state").rglob("*"))
+    features(model, images)
+    (kept,) = tmp_path.rglob("features/*.safetensors")
+    assert kept.stat().st_mode & 0o077 == 0
+    assert features(model, images, on_disk=False)[1] == 2 and not kept.exists()
+
+
+def test_a_disk_that_takes_no_file_costs_a_pass_and_no_round(features, model, images, tmp_path, caplog):
+    (tmp_path / "state" / "tiny").mkdir(parents=True)
+    (tmp_path / "state" / "tiny" / "features").write_text("a file where the folder should be")
+    found, _ = features(model, images)
+    assert torch.equal(found, evaluation.extract_features(model, images, device=CPU))
+    assert features(model, images)[1] == 2 and "not kept" in caplog.text
 
 
 def test_nothing_is_kept_where_nobody_asks_twice(features, config, model, images, tmp_path):

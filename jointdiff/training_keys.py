@@ -1,0 +1,41 @@
+"""The training keys of views and of the solved head: what they may be, and which of them go together."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from jointdiff.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jointdiff.config import TrainingConfig
+
+
+def check_views(training: TrainingConfig) -> None:
+    """Check which views training takes, and what they are made from.
+
+    Raises:
+        ConfigError: A value is unknown.
+    """
+    for key, value, known in (
+        ("labelled-view", training.labelled_view, ("strong", "weak")),
+        ("latent-views", training.latent_views, ("scans", "latents")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{key} must be {known[0]} or {known[1]}, not {value!r}.")
+
+
+def check_head(training: TrainingConfig) -> None:
+    """Check the keys of the solved head.
+
+    Raises:
+        ConfigError: A value is out of range, or two exclude each other.
+    """
+    if training.head_self_training < 0 or not training.head_pseudo_ridge > 0:
+        raise ConfigError(
+            "head-self-training must be at least 0 and head-pseudo-ridge above 0, not "
+            f"{training.head_self_training} and {training.head_pseudo_ridge}."
+        )
+    if not 0 <= training.head_labelled_share <= 1:
+        raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
+    if training.head_self_training and training.head == "gradient":
+        raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
