@@ -128,10 +128,10 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
-def ramps(train: int, val: int, test: int) -> dict[str, np.ndarray]:
+def ramps(train: int, val: int, test: int, *, size: int = 16) -> dict[str, np.ndarray]:
     """Return pictures that a tiny autoencoder can give back: brightness along a direction of each one's own."""
     rng, arrays = np.random.default_rng(0), {}
-    y, x = np.mgrid[:16, :16] / 15 - 0.5
+    y, x = np.mgrid[:size, :size] / (size - 1) - 0.5
     for split, count in (("train", train), ("val", val), ("test", test)):
         angle, centre = rng.uniform(0, 2 * np.pi, (count, 1, 1)), rng.uniform(110, 140, (count, 1, 1))
         arrays[f"{split}_images"] = (centre + 160 * (x * np.cos(angle) + y * np.sin(angle))).astype(np.uint8)
