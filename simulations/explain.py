@@ -21,7 +21,7 @@ import torch
 from jointdiff import checkpoint, storage
 from jointdiff.appointed_referee import simulation_referee
 from jointdiff.command_line import exit_code_of
-from jointdiff.config import EVAL_SPLITS, Config, parse_run_config
+from jointdiff.config import Config, parse_run_config
 from jointdiff.controls import Edits, all_controls
 from jointdiff.counterfactual import DEFAULT_METHOD, METHODS, default_targets
 from jointdiff.data import ImageSet, hospital_data, info_of
@@ -35,6 +35,7 @@ from jointdiff.model import JointModel, to_network, to_uint8
 from jointdiff.realism import denoising_losses, grouped_kid
 from jointdiff.referee import Referee
 from jointdiff.reproducibility import SERVER, generator_for, seed_for
+from jointdiff.run_keys import EVAL_SPLITS
 from jointdiff.schedule import SCHEDULES
 from jointdiff.training import select_device
 from simulations.explain_settings import DEFAULTS, settings_of

@@ -16,8 +16,10 @@ from typing import Any
 import yaml
 
 from jointdiff import storage
-from jointdiff.config import METHODS, RunConfig, TrainingConfig, from_mapping, preset_of, read_preset
+from jointdiff.config import RunConfig, TrainingConfig, from_mapping, preset_of
 from jointdiff.errors import ConfigError, nearest
+from jointdiff.presets import read_preset
+from jointdiff.run_keys import METHODS
 
 PIXELS = "pixels"  # logistic regression on pixels, all hospitals' kept labels in one place
 KINDS = (*METHODS, PIXELS)

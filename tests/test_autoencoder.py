@@ -10,12 +10,13 @@ import torch
 
 from jointdiff.autoencoder import Autoencoder, autoencoder_loss, feature_distance, kl_divergence, sampled
 from jointdiff.autoencoder_config import AutoencoderConfig
-from jointdiff.config import autoencoder_config, preset_names
+from jointdiff.config import autoencoder_config
 from jointdiff.data.phantom import draw_scans, phantom_info
 from jointdiff.errors import ConfigError
 from jointdiff.fidelity import FeatureNet
 from jointdiff.latent_scale import psnr
 from jointdiff.model import to_network
+from jointdiff.presets import preset_names
 
 TINY = AutoencoderConfig(name="tiny", image_size=28, widths=(16, 32))
 WEIGHTS = {"l1_weight": 1.0, "l2_weight": 0.0, "feature_weight": 0.0, "kl_weight": 0.0}

@@ -2,9 +2,10 @@ import pytest
 import torch
 from torch import nn
 
-from jointdiff.config import ModelConfig, from_mapping, preset_names, read_preset
+from jointdiff.config import ModelConfig, from_mapping
 from jointdiff.errors import ConfigError
 from jointdiff.model import JointModel, pool, to_network, to_uint8
+from jointdiff.presets import preset_names, read_preset
 
 TINY = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), image_size=28)
 

@@ -2,8 +2,9 @@ from dataclasses import fields, replace
 
 import pytest
 
-from jointdiff.config import RunConfig, TrainingConfig, preset_names, resolve
+from jointdiff.config import RunConfig, TrainingConfig, resolve
 from jointdiff.errors import ConfigError
+from jointdiff.presets import preset_names
 from jointdiff.pseudo_label_keys import ALIGNMENTS, POLICIES, TEACHERS, check_pseudo_labels
 
 GOOD = TrainingConfig()

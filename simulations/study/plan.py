@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jointdiff.config import RunConfig, parse_run_config, preset_of, read_preset, to_mapping
+from jointdiff.config import RunConfig, parse_run_config, preset_of, to_mapping
 from jointdiff.data.registry import info_of
 from jointdiff.errors import ConfigError, JointDiffError
 from jointdiff.overrides import absolute_paths
+from jointdiff.presets import read_preset
 from jointdiff.study_summary import CENTRALISED, FEDERATED, LOCAL_ONLY, Design, StudyRow
 from simulations import baselines
 from simulations.method_choice import PIXELS, Method, with_method

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from jointdiff.config import STRATEGIES
+from jointdiff.run_keys import STRATEGIES
 
 RULES = STRATEGIES
 LAYERS = 50  # of a megabyte each where the model has fifty, as networks have them

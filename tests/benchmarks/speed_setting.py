@@ -14,8 +14,9 @@ from dataclasses import replace
 import torch
 
 from client.preflight.trial_step import random_data
-from jointdiff.config import SPEEDS, Config, RunConfig, resolve
+from jointdiff.config import Config, RunConfig, resolve
 from jointdiff.model import JointModel
+from jointdiff.run_keys import SPEEDS
 from jointdiff.training import select_device, train_round
 from tests.benchmarks.measures import CLOCKS, Clock, machine, spread
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointdiff.config import ROBUST_STRATEGIES, STRATEGIES, RunConfig, parse_run_config, to_mapping
+from jointdiff.config import RunConfig, parse_run_config, to_mapping
 from jointdiff.errors import ConfigError
 from jointdiff.protocol import RoundReport
+from jointdiff.run_keys import ROBUST_STRATEGIES, STRATEGIES
 from server.merging import merge, outliers, questionable
 from server.optimizers import initial_moments
 from server.replies import Reply
