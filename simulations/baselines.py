@@ -52,7 +52,7 @@ def centralised(run: RunConfig, steps: str) -> RunConfig:
     Args:
         steps: TOTAL | ONE_HOSPITAL.
     """
-    factor = run.num_hospitals if steps == TOTAL else 1
+    factor = run.num_asked if steps == TOTAL else 1
     return replace(alone(run), local_steps=run.local_steps * factor)
 
 

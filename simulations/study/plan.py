@@ -36,7 +36,7 @@ class PlannedRun:
         """How many optimiser steps are to be computed, by all hospitals together."""
         if self.kind == PIXELS:
             return 0
-        return self.row.steps * (self.run.num_hospitals if self.row.place == FEDERATED else 1)
+        return self.row.steps * (self.run.num_asked if self.row.place == FEDERATED else 1)
 
 
 def plan(

@@ -68,6 +68,11 @@ def test_baselines_stand_beside_every_row(planned):
     assert central.row.steps == 6
 
 
+def test_steps_count_those_hospitals_that_a_round_asks(planned):
+    (one, central, *_) = planned(centralised="joint", num_labels=6, settings={"some": {"participation": 0.4}})
+    assert one.run.num_hospitals == 3 and one.row.steps == 6 and one.work == central.work == 6
+
+
 def test_a_changed_setting_is_another_run_and_an_unrelated_change_is_not(planned):
     names = [one.row.run for one in planned()]
     assert names == [one.row.run for one in planned(workers=3, local_only="joint") if one.row.place == FEDERATED]
