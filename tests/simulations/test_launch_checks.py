@@ -48,6 +48,10 @@ SETTINGS = {
     "labels_at_server": {"label-split": "server"},
     "class_gaps": {"dataset": "phantom:3-classes", "partition": "gaps:1"},
     "label_skew": {"partition": "dirichlet:0.1"},
+    "unequal_labels": {"label-split": "dirichlet:0.3"},
+    "quantity_skew": {"partition": "quantity:0.3"},
+    "scanner_shift": {"partition": "scanner"},
+    "50_hospitals": {"num-hospitals": 50, "num-labels": 100, "participation": 0.1, "explain": 2},
     "autoencoder_128": {
         "image-size": 128,
         "partition": "scanner",
