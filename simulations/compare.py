@@ -21,6 +21,7 @@ import numpy as np
 from jointdiff import storage
 from jointdiff.command_line import exit_code_of
 from jointdiff.config import RunConfig, parse_run_config, to_mapping
+from jointdiff.data import hospital_data
 from jointdiff.overrides import absolute_paths, parse_overrides
 from jointdiff.paired import half_width_95
 from simulations.method_choice import KINDS, PIXELS, Method, parse_method, with_method
@@ -113,8 +114,10 @@ def _command(options: argparse.Namespace) -> None:
     methods = [parse_method(text) for text in options.methods.split(",")]
     base = absolute_paths(parse_run_config({**to_mapping(RunConfig()), **parse_overrides(options.run_config)}))
     base = replace(base, home=str(storage.home(base.home)))
+    seeds = parse_numbers(options.split_seeds, "--split-seeds")
+    hospital_data(replace(base, split_seed=seeds[0]), 0)  # what is wrong with the data is told before anything runs
     rows: list[Row] = []
-    for seed in parse_numbers(options.split_seeds, "--split-seeds"):
+    for seed in seeds:
         for method in methods:
             row = run_one(replace(base, split_seed=seed), method, options.name)
             rows.append(row)

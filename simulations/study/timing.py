@@ -71,7 +71,7 @@ def learn(planned: Iterable[PlannedRun], home: Path) -> Timings:
 
 
 def _num_trained(config: Config, folder: Path) -> int:
-    """Return in how many places at a time a run trained: one where somebody was alone, else those that a round asked."""
+    """Return in how many places at a time a run trained: one where somebody was alone, else all that a round asked."""
     return config.run.num_asked if (folder / "sites").is_dir() else 1
 
 

@@ -12,6 +12,7 @@ import yaml
 from jointdiff.paired import half_width_95
 from simulations.compare import Row, main, table
 from simulations.strict import parse_numbers
+from tests.conftest import ramps
 
 ROWS = [
     Row("joint", 0, 0.90, 0.8, 400, 10.0), Row("supervised", 0, 0.80, 0.7, 400, 5.0),
@@ -128,3 +129,10 @@ def test_bad_requests_are_one_line(compare):
         code, _, error = compare(*arguments)
         assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
     assert parse_numbers("3,5-6", "--split-seeds") == [3, 5, 6]
+
+
+def test_data_that_lack_what_is_asked_are_told_before_a_run_is_begun(compare, tmp_path):
+    np.savez(tmp_path / "no-val.npz", **{k: v for k, v in ramps(60, 0, 12).items() if not k.startswith("val")})
+    keys = f"dataset=npz:{tmp_path / 'no-val.npz'} home={tmp_path / 'home'}"
+    code, _, error = compare("--split-seeds", "0", keys=f"{keys} eval-split=val")
+    assert code == 3 and "has no 'val' split" in error and not list((tmp_path / "home").glob("runs/*"))
