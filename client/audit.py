@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from client import site_config
 from jointdiff import checkpoint, ledger, storage
 from jointdiff.attacks.audit import NOISE_MULTIPLIER, audit
 from jointdiff.checkpoint import Checkpoint
-from jointdiff.config import Config
-from jointdiff.data import hospital_data
+from jointdiff.config import SITES, Config, RunConfig
+from jointdiff.data import HospitalData, hospital_data
+from jointdiff.data.registry import info_of
+from jointdiff.data.site_data import load_site
 from jointdiff.errors import CheckpointError, ConfigError
 from jointdiff.model import JointModel
 from jointdiff.networks import check_joint
@@ -44,7 +47,7 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
         The absolute path of the page.
 
     Raises:
-        ConfigError: A number out of its range.
+        ConfigError: A number out of its range, or a run of real hospitals where site.yaml names no data.
         CheckpointError: There is no such run or checkpoint, or it is damaged.
         DataError: The site's data are not there.
         RefusedError: The ledger is not in order.
@@ -66,7 +69,7 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
         name = path.stem
     privacy = read_privacy(folder)
     device = select_device(request.device)
-    data = hospital_data(config.run, index)
+    data = _data(config.run, index, folder)
     found = audit(
         _model(loaded, device), config, data, hospital_index=index, device=device,
         num_references=request.num_references, num_inversions=request.num_inversions,
@@ -77,6 +80,19 @@ def audit_run(request: Request, *, progress: Callable[[str], None]) -> Path:
         method=config.run.method, duration_s=time.perf_counter() - began,
     )  # fmt: skip
     return write_audit(folder / "audit" / name, found, facts, privacy)
+
+
+def _data(run: RunConfig, index: int, folder: Path) -> HospitalData:
+    """Return what the run trained on here: a hospital's share of the run's data set, or what site.yaml names."""
+    if run.dataset != SITES:
+        return hospital_data(run, index)
+    own = site_config.read(folder)
+    if own.data is None:
+        raise ConfigError(
+            f"The run was trained on the hospitals' own data, and {own.path} names none: name your "
+            "site.yaml with --site."
+        )
+    return load_site(own.data, info_of(run), cache=own.cache, audit_holdout=run.audit_holdout)
 
 
 def find_checkpoint(source: str) -> Path:

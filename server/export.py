@@ -55,6 +55,8 @@ def without_folders(config: Config) -> Config:
         sites_home="",
         model=_file_name(config.run.model),
         preset=_file_name(config.run.preset),
+        initial_weights=_file_name(config.run.initial_weights),
+        server_data=_file_name(config.run.server_data),
         autoencoder=_file_name(config.run.autoencoder),
         autoencoder_model=_file_name(config.run.autoencoder_model),
         autoencoder_preset=_file_name(config.run.autoencoder_preset),

@@ -50,7 +50,8 @@ def add(commands: Commands) -> None:
     with_site(explain)
     audit.add_argument(
         "--site", default="", metavar="PATH",
-        help="where audit/<run>/ goes and the ledger is: a site.yaml or the folder that holds it (default: this "
+        help="where audit/<run>/ goes, the ledger is, and, of a run of real hospitals, whose data are attacked: a "
+        "site.yaml or the folder that holds it (default: this "
         "hospital's folder in the run's, else the home)",
     )  # fmt: skip
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from client.cli import main
-from jointdiff import storage
+from jointdiff import checkpoint, storage
 from jointdiff.attacks.audit import NO_HOLDOUT
 from jointdiff.attacks.membership import auc_bound, true_positive_bound
 from jointdiff.config import parse_run_config
@@ -142,6 +143,24 @@ def test_held_back_images_that_were_trained_on_all_the_same_are_left_out(
     shared = sum(image.tobytes() in known_images for image in data.nonmembers.images)
     assert 10 < shared < 48 and (found["num_shared"], found["num_nonmembers"]) == (shared, 48 - shared)
     assert found["num_repeats"] == len(data.train) - len(known_images) > 0
+
+
+def test_a_run_of_real_hospitals_is_attacked_with_the_sites_own_data(
+    keys: dict[str, object], run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = run / "checkpoints" / "last.safetensors"
+    config = checkpoint.load(source).config
+    settings = replace(config.run, dataset="sites", data_root="", classes="healthy,ill", home="")
+    model = checkpoint.export(source, tmp_path / "model.safetensors", replace(config, run=settings))
+    asked = (model, "--references", 0, "--inversions", 0, "--site", tmp_path)
+    assert audit(*asked) == 2
+    assert f"{tmp_path / 'site.yaml'} names none: name your site.yaml with --site" in capsys.readouterr().err
+    with np.load(str(keys["dataset"]).removeprefix("npz:")) as known:
+        np.savez(tmp_path / "scans.npz", **known, class_names=np.array(["healthy", "ill"]))
+    (tmp_path / "site.yaml").write_text("data: {kind: npz, path: scans.npz}\n")
+    assert audit(*asked) == 0
+    found = numbers(tmp_path / "audit" / "audited")
+    assert 40 < found["num_nonmembers"] <= 48, "of the site's 120 scans, less those that are there twice"  # type: ignore[operator]
 
 
 def test_few_labels_and_no_generator_are_said_too(keys: dict[str, object], tmp_path: Path) -> None:

@@ -245,6 +245,7 @@ def saved(home: Path) -> Iterator[dict[str, torch.Tensor]]:
     run = RunConfig(
         run_name="first", home=str(home), sites_home=str(home / "sites"), data_root=str(home / "data"),
         dataset=f"npz:{home}/scans.npz", model=str(home / "model.yaml"), preset=str(home / "mine.yaml"), num_rounds=2,
+        initial_weights=str(home / "first.safetensors"), server_data=str(home / "own.npz"),
     )  # fmt: skip
     config = Config(run, ModelConfig(name=str(home / "model.yaml")), TrainingConfig())
     (home / "runs" / "first" / "checkpoints").mkdir()
