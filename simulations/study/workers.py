@@ -154,14 +154,31 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
+class Stop:
+    """SIGTERM's handler in a worker: it raises KeyboardInterrupt, again in `check` should the first be lost.
+
+    What is raised while Python calls a finaliser or a weak reference's callback is printed and passed over: the run
+    would go on to its end.
+    """
+
+    asked = False
+
+    def __call__(self, *_: object) -> None:
+        """Raise KeyboardInterrupt, here and from now on."""
+        self.asked = True
+        raise KeyboardInterrupt
+
+    def check(self, event: str) -> None:
+        """Raise KeyboardInterrupt where the process has been asked to stop and the run goes on: at its next event."""
+        if self.asked and event != "run_failed":
+            raise KeyboardInterrupt
 
 
 def _work(pipe: Connection, parent: int) -> None:
     """Carry out runs until nobody asks any more. The whole life of a worker's process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop = Stop()
+    signal.signal(signal.SIGTERM, stop)
     end_with_parent()
     if os.getppid() != parent:  # it went before the kernel was told
         return
@@ -173,6 +190,7 @@ def _work(pipe: Connection, parent: int) -> None:
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
     def tell(event: dict[str, Any]) -> None:
+        stop.check(event["event"])
         if event["event"] == "round_started":
             pipe.send(("round", f"round {event['round']} of {event['num_rounds']}"))
 

@@ -116,6 +116,26 @@ def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path):
     assert results(tmp_path)[0]["status"] == "finished"
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_a_finaliser_swallows_stops_the_run_at_its_next_event():
+    from simulations.study.workers import Stop
+
+    class Asked:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    stop = Stop()
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        stop.check("round_started")
+        Asked()
+        with pytest.raises(KeyboardInterrupt):
+            stop.check("round_started")
+        stop.check("run_failed")  # the run's last word is written down
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_two_processes_do_not_run_one_study(study, tmp_path, capsys):
     folder = tmp_path / "home" / "studies" / "tiny"
     folder.mkdir(parents=True)
