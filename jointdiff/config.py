@@ -186,6 +186,9 @@ class TrainingConfig:
     ridge: float = 1.0  # L2 penalty of the solved head, on standardised features
     head_self_training: int = 0  # times that a solved head is solved again with the images that it is sure of
     head_pseudo_ridge: float = 0.1  # the L2 penalty in these
+    head_calibration: bool = (
+        False  # two classes, ridge-start: at the end the learned logits get the solved head's scale
+    )
     head_labelled_share: float = 0.2  # weight of the labelled images in these, the others have the rest
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3

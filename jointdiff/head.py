@@ -15,12 +15,13 @@ import torch
 from jointdiff.config import Config
 from jointdiff.data.hospital import HospitalData
 from jointdiff.evaluation import extract_features
+from jointdiff.head_calibration import Head, calibrated
 from jointdiff.head_self_training import confident, mixed
 from jointdiff.head_sums import head_sums, standardisation_sums, unpack
 from jointdiff.model import JointModel, to_network
 from jointdiff.reproducibility import generator_for
 from jointdiff.spaces import PIXELS, Space, view_source
-from jointdiff.training import num_warmup_rounds
+from jointdiff.training import head_is_calibrated_after, num_warmup_rounds
 
 MAX_VIEWS = 4096  # views in all per hospital: with many labels fewer of each
 NUM_PUBLIC = 512  # phantoms that a private run's head is standardised on
@@ -95,23 +96,29 @@ def solve_head(
 
 
 def solved_heads(
-    gather: Callable[[bool], Mapping[str, np.ndarray]], round_number: int, config: Config
+    gather: Callable[[bool], Mapping[str, np.ndarray]], round_number: int, config: Config, *, learned: Head
 ) -> Iterator[dict[str, torch.Tensor]]:
     """Give the head that the labels alone solve, then, where it trains itself, each of its successors.
 
-    There are none during the denoising warm-up, whose features are to change, and none in a multi-label task.
+    There are no successors during the denoising warm-up, whose features are to change, and none in a multi-label task.
+    At the end of a run whose learned head is calibrated, that head comes last.
 
     Args:
         gather: Returns the sums of all hospitals; told whether over pseudo-labelled images, which it must take from the
             head that was given last.
         round_number: After which the head is solved; 0 = before the first.
+        learned: The head's tensors until now.
     """
     labelled, training = gather(False), config.training
-    yield solve_head(labelled, config)
+    solved = solve_head(labelled, config)
+    yield solved
     for _ in range(num_self_training(round_number, config)):
-        yield solve_head(
+        solved = solve_head(
             mixed(labelled, gather(True), training.head_labelled_share), config, ridge=training.head_pseudo_ridge
         )
+        yield solved
+    if head_is_calibrated_after(round_number, config):
+        yield calibrated(learned, solved, labelled)
 
 
 def num_self_training(round_number: int, config: Config) -> int:

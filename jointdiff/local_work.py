@@ -153,12 +153,16 @@ def no_sums(config: Config, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, 
 
 
 def solved(
-    gather: Callable[[bool], Mapping[str, np.ndarray]], round_number: int, config: Config
-) -> Iterator[Solved]:  # fmt: skip
+    gather: Callable[[bool], Mapping[str, np.ndarray]],
+    round_number: int,
+    config: Config,
+    weights: Mapping[str, np.ndarray],
+) -> Iterator[Solved]:
     """Give what follows from the merged sums: the head's tensors, once or several times, or the latents' scale.
 
     Args:
         gather: As in `head.solved_heads`.
+        weights: The network's, that the sums are taken with.
 
     Raises:
         RunError: No scale follows from them.
@@ -166,7 +170,8 @@ def solved(
     if trains_autoencoder(config):
         yield _scale(gather(False))
     else:
-        yield from head.solved_heads(gather, round_number, config)
+        learned = {name: torch.from_numpy(array) for name, array in weights.items() if name.startswith("head.")}
+        yield from head.solved_heads(gather, round_number, config, learned=learned)
 
 
 def solved_in_public(model: Network, config: Config, device: torch.device, *, space: Space = PIXELS) -> Solved:

@@ -126,7 +126,7 @@ def _rounds(
         nonlocal weights, average
         if local_work.sums_are_merged_after(number, config):
             _load(model, average)
-            for found in local_work.solved(local_work.gatherer(model, data, config, device), number, config):
+            for found in local_work.solved(local_work.gatherer(model, data, config, device), number, config, average):
                 model.load_state_dict(found, strict=False)
                 solved = {k: v.numpy() for k, v in found.items()}
                 weights, average = {**weights, **solved}, {**average, **solved}

@@ -39,3 +39,8 @@ def check_head(training: TrainingConfig) -> None:
         raise ConfigError(f"head-labelled-share must be from 0 to 1, not {training.head_labelled_share}.")
     if training.head_self_training and training.head == "gradient":
         raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
+    if training.head_calibration and training.head != "ridge-start":
+        raise ConfigError(
+            "head-calibration is for a head that is solved first and then learns on: set head to ridge-start, not "
+            f"{training.head}."
+        )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -268,10 +269,11 @@ class Federation:
             if not self.config.run.initial_weights:  # which bring their own standardisation
                 self._take_head(self._public_head())
             return
-        for found in local_work.solved(lambda pseudo: self._all_head_sums(number, pseudo=pseudo), number, self.config):
+        gather = partial(self._all_head_sums, number)
+        for found in local_work.solved(gather, number, self.config, self.average):
             self._take_head(found)
 
-    def _all_head_sums(self, number: int, *, pseudo: bool) -> Tensors:
+    def _all_head_sums(self, number: int, pseudo: bool) -> Tensors:
         """Return the hospitals' sums, and with them those of the server's own labelled set."""
         sums = self._head_sums(number, pseudo=pseudo)
         return add_sums([sums, self.labelled_set.head_sums(self.average, pseudo=pseudo)]) if self.labelled_set else sums

@@ -11,6 +11,7 @@ from jointdiff.errors import ConfigError
 from jointdiff.model import JointModel
 from jointdiff.training import (
     add_proximal_gradient,
+    head_is_calibrated_after,
     head_is_solved_after,
     learning_rate_at,
     select_device,
@@ -82,6 +83,14 @@ def test_when_the_server_asks_for_head_statistics():
     assert head_is_solved_after(0, config(head="gradient", warmup_fraction=0.0))
     start = config(head="ridge-start", warmup_fraction=gradient.training.warmup_fraction)
     assert [head_is_solved_after(r, start) for r in range(4)] == [True, True, True, False]
+    last, own = RUN.num_rounds, dataclasses.replace(RUN, personal="head")
+    ends = config(head="ridge-start", warmup_fraction=0.5, head_calibration=True)
+    assert not head_is_solved_after(last, start) and not head_is_calibrated_after(last - 1, ends)
+    assert head_is_solved_after(last, ends) and head_is_calibrated_after(last, ends)
+    three = dataclasses.replace(ends, model=dataclasses.replace(ends.model, num_outputs=3))
+    never = config(head="ridge-start", warmup_fraction=1.0, head_calibration=True)
+    for other in (three, never, dataclasses.replace(ends, run=own)):
+        assert not head_is_calibrated_after(last, other)
 
 
 def test_the_warm_up_denoises_alone():

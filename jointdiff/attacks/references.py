@@ -15,8 +15,7 @@ import torch
 from jointdiff.config import Config
 from jointdiff.data import UNKNOWN, HospitalData, ImageSet
 from jointdiff.ema import moving_average
-from jointdiff.head import solved_heads
-from jointdiff.local_work import gatherer
+from jointdiff.local_work import gatherer, solved
 from jointdiff.model import JointModel
 from jointdiff.preparation import initial_weights
 from jointdiff.reproducibility import seed_for
@@ -92,10 +91,10 @@ def _train(
             average = moving_average(average, weights, number, config.training.ema_decay)
         if head_is_solved_after(number, config):
             _load(model, average)
-            for head in solved_heads(gatherer(model, data, config, device), number, config):
+            for head in solved(gatherer(model, data, config, device), number, config, average):
                 model.load_state_dict(head, strict=False)
-                solved = {k: v.numpy() for k, v in head.items()}
-                weights, average = {**weights, **solved}, {**average, **solved}
+                found = {k: v.numpy() for k, v in head.items()}
+                weights, average = {**weights, **found}, {**average, **found}
     _load(model, average)
     return model
 

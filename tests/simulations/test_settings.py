@@ -49,7 +49,9 @@ def test_the_baselines_see_the_servers_labels_too(tiny_run):
     assert (len(pooled.train), pooled.train.num_labelled, len(pooled.test)) == (48, 12, 18)
     assert run_pixels(run).auc > 0.9
     alone = centralised(tiny_run(participation=0.5), "total")
-    assert alone.participation == 1 and alone.local_steps == 4, "two of three hospitals train in a round, two steps each"
+    assert alone.participation == 1 and alone.local_steps == 4, (
+        "two of three hospitals train in a round, two steps each"
+    )
 
 
 def test_unequal_numbers_of_labels(tiny_run):
