@@ -78,9 +78,9 @@ def head_is_solved_after(round_number: int, config: Config) -> bool:
     """Return whether the server asks for head statistics after a round (0 = before the first).
 
     A ridge head is solved before the first round and after every one, and learns on in between; a ridge-start head is
-    solved until the label term starts, and only learns from there; to be calibrated it is solved once more at the end. A
-    gradient head gets its standardisation once, when the label term starts. Where hospitals have heads of their own, the
-    one for all is solved after every round.
+    solved until the label term starts, and only learns from there; to be calibrated it is solved once more at the end.
+    A gradient head gets its standardisation once, when the label term starts. Where hospitals have heads of their own,
+    the one for all is solved after every round.
     """
     head, start = config.training.head, num_warmup_rounds(config)
     always = head == "ridge" or has_own_head(config.run)
