@@ -22,7 +22,7 @@ import yaml
 from jointdiff import storage
 from jointdiff.config import Config, RunConfig, resolve
 from jointdiff.data.registry import info_of
-from jointdiff.errors import ConfigError, JointDiffError
+from jointdiff.errors import ConfigError, JointDiffError, RunError
 from jointdiff.events import read_events
 from jointdiff.history import effective
 from jointdiff.overrides import absolute_paths
@@ -155,9 +155,15 @@ def result_of(folder: Path) -> Result:
     """Return what a finished run has reached.
 
     Raises:
-        RunError: The folder holds no finished run.
+        RunError: The folder holds no finished run, or its numbers are damaged.
     """
-    pooled = storage.read_json(folder / "metrics.json")["final"]["pooled"]
+    try:
+        pooled = dict(storage.read_json(folder / "metrics.json")["final"]["pooled"])
+    except (JointDiffError, KeyError, TypeError, ValueError) as error:
+        raise RunError(
+            f"The run has finished, but its numbers cannot be read ({type(error).__name__}: {error}). Remove the "
+            f"folder {folder}, and it runs anew."
+        ) from None
     run = config_of(folder).run
     events = read_events(folder / "events.jsonl")
     codes = [str(event["code_hash"]) for event in events if event.get("code_hash")]

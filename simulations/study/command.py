@@ -79,7 +79,7 @@ def find_study(text: str) -> Path:
         if path.is_file():
             return path.absolute()
     names = [path.stem for path in _STUDIES.glob("*.yaml")]
-    raise ConfigError(f"There is no study file {text!r}. Shipped with it: {nearest(text, names)}")
+    raise ConfigError(f"There is no study file {text!r}; of those shipped with it, {nearest(text, names)}")
 
 
 @contextlib.contextmanager

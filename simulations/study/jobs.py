@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,9 +38,11 @@ def carry_out(one: PlannedRun, folder: Path, listener: Listener | None = None) -
     row = one.row
     if one.kind == PIXELS:
         path = folder / "pixels" / f"{row.run}.json"
-        if not path.is_file():
-            storage.write_json(path, asdict(run_pixels(one.run)))
-        return Result(**storage.read_json(path))
+        with contextlib.suppress(RunError, TypeError):  # not there, or damaged: it takes a moment
+            return Result(**storage.read_json(path))
+        result = run_pixels(one.run)
+        storage.write_json(path, asdict(result))
+        return result
     if row.place == CENTRALISED:
         return run_named(one.run, lambda run: baselines.train_centralised(run, listener), resumable=False)
     if row.place == LOCAL_ONLY:

@@ -51,7 +51,10 @@ class Running:
             there = state == named_run.FINISHED
             if state == named_run.INTERRUPTED:
                 return waiting_row(one, WAITING, "stopped on the way")
-        return finished_row(one, carry_out(one, self.folder), FINISHED) if there else one
+        try:
+            return finished_row(one, carry_out(one, self.folder), FINISHED) if there else one
+        except JointDiffError as error:  # what it left is damaged: the others go on
+            return waiting_row(one, FAILED, str(error))
 
     def of(self, *statuses: str) -> list[PlannedRun]:
         """Return the runs of these statuses, in order."""
@@ -109,7 +112,7 @@ class Running:
         if failed := self.of(FAILED):
             raise RunError(
                 f"{len(failed)} of {len(self.planned)} runs failed: "
-                + "; ".join(f"{one.row.run}: {one.row.reason}" for one in failed[:5])
+                + "; ".join(f"{one.row.run}: {one.row.reason.rstrip('.')}" for one in failed[:5])
                 + ("; and others" if len(failed) > 5 else "")
                 + f". The tables name them; call it again to try them again: {page}"
             )

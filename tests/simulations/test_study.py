@@ -88,6 +88,16 @@ def test_a_study_runs_names_what_fails_and_repeats_nothing(study, tmp_path, caps
     assert main(again) == 0
     assert [r["auc"] for r in results(tmp_path)] == [r["auc"] for r in done.values()]
 
+    victim = done["sup", "federated", "0", "12"]["run"]  # the disk has eaten the results of two runs, and the table
+    metrics = tmp_path / "home" / "runs" / victim / "metrics.json"
+    for path in (metrics, folder / "results.csv", *(folder / "pixels").iterdir()):
+        path.write_bytes(path.read_bytes()[:100])
+    capsys.readouterr()
+    assert main(again) == 5
+    rows = results(tmp_path)
+    assert [r["run"] for r in rows if r["status"] != "finished"] == [victim] and len(rows) == len(done)
+    assert f"Remove the folder {metrics.parent}, and it runs anew." in capsys.readouterr().err
+
 
 def test_an_interrupted_study_leaves_no_process_and_goes_on(study, tmp_path):
     arguments = study({"num-rounds": 40, "local-steps": 4}, methods={"joint": None})
@@ -184,4 +194,4 @@ def test_a_mistake_ends_a_study_before_anything_runs(study, tmp_path, capsys, ch
 
 def test_a_study_that_is_not_there_is_offered_by_name(capsys):
     assert main(["study", "dmo"]) == 2
-    assert "There is no study file 'dmo'. Shipped with it: did you mean 'demo'?" in capsys.readouterr().err
+    assert "There is no study file 'dmo'; of those shipped with it, did you mean 'demo'?" in capsys.readouterr().err
