@@ -41,6 +41,6 @@ def check_head(training: TrainingConfig) -> None:
         raise ConfigError("head-self-training needs a head that is solved: set head to ridge or ridge-start.")
     if training.head_calibration and training.head != "ridge-start":
         raise ConfigError(
-            "head-calibration is for a head that is solved first and then learns on: set head to ridge-start, not "
-            f"{training.head}."
+            "head-calibration is for a head that is solved first and then learns on: set head to ridge-start, or "
+            f"head-calibration to false, with head: {training.head} it would change nothing."
         )

@@ -97,5 +97,5 @@ def test_a_run_ends_with_the_order_of_the_learned_head_and_the_border_of_the_sol
 def test_it_is_for_heads_that_are_solved_first_and_then_learn(tmp_path, tiny_run, kind):
     preset = tmp_path / "bad.yaml"
     preset.write_text(f"head: {kind}\nhead-calibration: true", encoding="utf-8")
-    with pytest.raises(ConfigError, match=f"ridge-start, not {kind}"):
+    with pytest.raises(ConfigError, match=f"ridge-start, or head-calibration to false, with head: {kind}"):
         resolve(tiny_run(preset=str(preset)), channels=1, num_outputs=2, task="multi-class")
