@@ -79,6 +79,9 @@ class RunConfig:
     model: str = "auto"  # a name in configs/model/ (method=autoencoder: configs/autoencoder/); auto = by image-size
     preset: str = ""  # a name in configs/training/ or a YAML file; '' = the method's own
     eval_split: str = "test"  # val = to choose settings without touching the test split
+    eval_scanners: int = (
+        0  # evaluation images as this many scanners would show them that no hospital has; 0 = as they are
+    )
     device: str = "auto"  # auto | cpu | cuda | cuda:N
     speed: str = "auto"  # auto | plain = fp32, nothing compiled | compiled = torch.compile on any device (speed.py)
     explain: int = 64  # scans explained and graded per hospital at the end; 0 = none

@@ -20,6 +20,7 @@ METHODS = ("joint", "two-stage", "fixmatch", "supervised")  # that classify
 STRATEGIES = ("fedavg", "fedprox", "fedadam", "fedyogi", "trimmed-mean", "median", "krum", "multi-krum")
 ROBUST_STRATEGIES = ("trimmed-mean", "median", "krum", "multi-krum")
 EVAL_SPLITS = ("test", "val")
+MAX_EVAL_SCANNERS = 16
 SPEEDS = ("auto", "plain", "compiled")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 
@@ -83,6 +84,11 @@ def check_run(run: RunConfig) -> None:
             "thing: give one of them."
         )
     _one_of("eval-split", run.eval_split, EVAL_SPLITS)
+    if not 0 <= run.eval_scanners <= MAX_EVAL_SCANNERS:
+        raise ConfigError(
+            f"eval-scanners must be from 0 (the images as they are) to {MAX_EVAL_SCANNERS}, not {run.eval_scanners}: "
+            "every evaluation image is shown by each of them."
+        )
     _one_of("speed", run.speed, SPEEDS)
     if not 0 <= run.audit_holdout <= 0.5:
         raise ConfigError(

@@ -41,7 +41,7 @@ def check_sites(run: RunConfig) -> None:
         raise ConfigError(f"channels must be 1 (grey) or 3 (RGB), not {run.channels}.")
     for key, wanted in (
         ("num_labels", 0), ("data_root", ""), ("partition", "iid"), ("eval_split", "test"),
-        ("sites_home", ""),
+        ("eval_scanners", 0), ("sites_home", ""),
     ):  # fmt: skip
         if getattr(run, key) != wanted:
             raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,22 @@ def tiny_autoencoder(tiny_files: Path, tmp_path: Path) -> Callable[..., str]:
         return str(frozen.save(tmp_path / f"autoencoder-{seed}-{size}-{channels}.safetensors"))
 
     return make
+
+
+@pytest.fixture
+def small_holdouts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Two labels of a class are enough to hold a fifth out, for sets of a few dozen images."""
+    from jointdiff.data import hospital
+
+    def forget() -> None:
+        for cached in (hospital._deal, hospital._hospital_data):
+            cached.cache_clear()
+
+    monkeypatch.setattr("jointdiff.data.labelled_split.MIN_HELDOUT", 2)
+    monkeypatch.setattr("jointdiff.data.checks.MIN_HELDOUT", 2)
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from itertools import combinations
 import numpy as np
 
 from jointdiff.data.base import UNKNOWN, class_counts
-from jointdiff.data.labelled_split import MIN_PER_CLASS
+from jointdiff.data.labelled_split import MIN_HELDOUT
 from jointdiff.data.scan_file import shortened
 from jointdiff.data.site_data import LoadedSite
 from jointdiff.data.site_source import MEDMNIST, PHANTOM
@@ -97,8 +97,8 @@ def _classes(site: LoadedSite) -> Iterable[Finding]:
             yield Finding(WARNING, f"No test image of {shortened(missing)}: the AUC here leaves this class out.")
     if site.data.heldout is None and trained.sum():
         yield Finding(
-            NOTE, f"Fewer than {MIN_PER_CLASS} labels of a class: none is held out, and this site has no say in which "
-            "round is the best.",
+            NOTE, f"A fifth of the labels is fewer than {MIN_HELDOUT} of some class: none is held out, and this site "
+            "has no say in which round is the best.",
         )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from jointdiff.data.base import MULTI_LABEL, UNKNOWN, DatasetInfo, ImageSet, cla
 from jointdiff.data.labelled_split import heldout_labels, kept_labels
 from jointdiff.data.partition import deal, set_aside, strata_of
 from jointdiff.data.registry import load_dataset
-from jointdiff.data.scanner import draw_scanner, render_set
+from jointdiff.data.scanner import draw_scanner, render_set, seen_abroad
 from jointdiff.errors import ConfigError, DataError
 from jointdiff.settings import AT_SERVER, partition_of
 
@@ -102,7 +102,7 @@ def _data_keys(run: RunConfig) -> RunConfig:
         RunConfig(),
         dataset=run.dataset, data_root=run.data_root, image_size=run.image_size, num_hospitals=run.num_hospitals,
         num_labels=run.num_labels, label_split=run.label_split, partition=run.partition, split_seed=run.split_seed,
-        eval_split=run.eval_split, audit_holdout=run.audit_holdout,
+        eval_split=run.eval_split, eval_scanners=run.eval_scanners, audit_holdout=run.audit_holdout,
     )  # fmt: skip
 
 
@@ -180,4 +180,6 @@ def _hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
             name: part and render_set(part, scanner, seed=(run.split_seed, hospital_index, number))
             for number, (name, part) in enumerate(parts.items())
         }
+    if run.eval_scanners:
+        parts["test"] = seen_abroad(parts["test"], run.eval_scanners, seed=(run.split_seed, hospital_index))
     return HospitalData(info=data.info, hidden_labels=hidden_labels, **parts)  # type: ignore[arg-type]

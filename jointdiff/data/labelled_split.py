@@ -12,7 +12,7 @@ from jointdiff.errors import ConfigError
 from jointdiff.settings import label_split_of
 
 HELDOUT_FRACTION = 0.2
-MIN_PER_CLASS = 10  # fewer kept labels per class than this: none is held out
+MIN_HELDOUT = 10  # held-out labels of the rarest class: fewer would choose a round by luck, and cost training labels
 
 
 def kept_labels(
@@ -108,10 +108,11 @@ def heldout_labels(strata: np.ndarray, kept: list[np.ndarray], *, num_classes: i
         num_classes: K of the task.
 
     Returns:
-        H sorted arrays, parts of `kept`; all empty when a class has fewer than MIN_PER_CLASS kept labels overall.
+        H sorted arrays, parts of `kept`; all empty where they would hold fewer than MIN_HELDOUT of some class overall.
     """
-    everywhere = strata[np.concatenate(kept)]
-    if min(np.bincount(everywhere, minlength=num_classes)[:num_classes]) < MIN_PER_CLASS:
-        return [np.empty(0, dtype=np.int64) for _ in kept]
     rng = np.random.default_rng([seed, 13])
-    return [set_aside(strata, indices, HELDOUT_FRACTION, rng) for indices in kept]
+    held = [set_aside(strata, indices, HELDOUT_FRACTION, rng) for indices in kept]
+    everywhere = strata[np.concatenate(held)]
+    if min(np.bincount(everywhere, minlength=num_classes)[:num_classes]) < MIN_HELDOUT:
+        return [np.empty(0, dtype=np.int64) for _ in kept]
+    return held

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from jointdiff.data.base import ImageSet
 
 _CHUNK = 512  # images treated at once
+_ABROAD = 1_000_000  # number of the first scanner that no hospital has
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,25 @@ def render_set(data: ImageSet, scanner: Scanner, *, seed: int | Sequence[int]) -
     masks = data.masks | (np.abs(images.astype(np.int16) - twins).max(axis=-1) > 2)
     twins = np.where(masks[..., None], twins, images)
     return ImageSet(images=images, labels=data.labels, sources=data.sources, masks=masks, twins=twins)
+
+
+def seen_abroad(data: ImageSet, num_scanners: int, *, seed: tuple[int, int]) -> ImageSet:
+    """Return every image as each of some scanners shows it that no hospital has: what a model meets at the next one.
+
+    Args:
+        num_scanners: K >= 1.
+        seed: Of the split, which draws the scanners, and the hospital's number, for the noise.
+
+    Returns:
+        K N images, scanner by scanner.
+    """
+    split_seed, hospital_index = seed
+    shown = [
+        render_set(data, draw_scanner(_ABROAD + k, seed=split_seed), seed=(split_seed, hospital_index, _ABROAD + k))
+        for k in range(num_scanners)
+    ]
+    parts = {f.name: [getattr(part, f.name) for part in shown] for f in fields(data)}
+    return ImageSet(**{name: None if some[0] is None else np.concatenate(some) for name, some in parts.items()})
 
 
 def _blur_matrix(size: int, sd: float) -> np.ndarray:

@@ -24,7 +24,7 @@ from jointdiff.settings import AT_SERVER
 def server_data(run: RunConfig) -> HospitalData:
     """Return the server's own labelled images, as a hospital would hold them; its test set is empty.
 
-    A fifth of them is held out to choose the best round, where there are ten or more of every class.
+    A fifth of them is held out to choose the best round, where that is ten or more of every class.
 
     Args:
         run: With label-split=server. With dataset=sites `server-data` names the npz (arrays as npz.py says).

@@ -13,7 +13,7 @@ from jointdiff.intervals import Estimate, estimates, recalls
 from jointdiff.views.format import MISSING, duration, number, words
 from jointdiff.views.labels import METRICS, PERSONAL, class_name, grades
 from jointdiff.views.markdown import table, text
-from jointdiff.views.model_card_data import data_seen, privacy, split_name, what_left
+from jointdiff.views.model_card_data import data_seen, privacy, what_left
 from jointdiff.views.run_data import TROUBLE, RunData, mapping
 
 if TYPE_CHECKING:  # imports torch, and a card needs only its facts
@@ -101,7 +101,7 @@ def _results(run: RunData, checkpoint: Checkpoint) -> str:
         per_class.append([name, _estimate(found), _estimate(passed)])
     return "\n\n".join(
         [
-            f"On the {split_name(run)}, after round {checkpoint.round_number}. Pooled is over all hospitals' images "
+            f"On the {run.evaluated_on}, after round {checkpoint.round_number}. Pooled is over all hospitals' images "
             "together, no average of averages. In brackets 95% intervals: which values other images from the same "
             "source could have given. They do not cover another seed, another draw of the labels, or another hospital, "
             "and treat images as independent, also where several are of one patient.",
@@ -140,7 +140,7 @@ def _choice(run: RunData, checkpoint: Checkpoint, kind: str) -> str:
         )
     else:
         chosen = "Too few labels were given to hold some out, so nothing chose: best is the last round that was saved."
-    if run.run_config.get("eval-split") == "val":
+    if run.split == "validation":
         return (
             f"{chosen} The numbers above are of the **validation** split, which is there for choosing settings: take "
             "them for no test result. The test split was not touched."

@@ -60,14 +60,9 @@ def data_seen(run: RunData) -> str:
     parts = [table(["", ""], facts, numeric_from=9)]
     if rows:
         head = ["hospital", "training images", "labels", *(f"labels: {text(n)}" for n in names), "unlabelled",
-                split_name(run)]  # fmt: skip
+                run.evaluated_on]  # fmt: skip
         parts.append(table(head, [*rows, ["**all**", *map(number, sums)]] if len(rows) > 1 else rows))
     return "\n\n".join(parts)
-
-
-def split_name(run: RunData) -> str:
-    """Return what the images are called on which the run was evaluated."""
-    return "validation images" if run.run_config.get("eval-split") == "val" else "test images"
 
 
 def privacy(run: RunData) -> str:

@@ -42,8 +42,7 @@ def write_report(run_folder: Path) -> Path:
 
 def render_report(run: RunData) -> Html:
     """Return the whole page."""
-    split = {"val": "validation"}.get(str(run.run_config.get("eval-split")), "test")
-    contents = [(anchor, title.format(split=split), make(run)) for anchor, title, make in SECTIONS]
+    contents = [(anchor, title.format(split=run.split), make(run)) for anchor, title, make in SECTIONS]
     shown = [(anchor, title, content) for anchor, title, content in contents if content is not None]
     links = [element("a", title, href=f"#{anchor}") for anchor, title, _ in shown]
     return page(

@@ -21,9 +21,8 @@ def headline(run: RunData) -> Html | None:
     pooled = mapping(run.final.get("pooled"))
     if not pooled:
         return None
-    split = "validation" if run.run_config.get("eval-split") == "val" else "test"
     num_outputs = max(2, len(run.class_names)) if run.dataset.get("task") != "multi-label" else 2
-    where = f"pooled, {number(pooled.get('num_images'))} {split} images"
+    where = f"pooled, {number(pooled.get('num_images'))} {run.evaluated_on}"
     described = [mapping(event.get("table")) for event in run.replies("describe")]
     labelled = sum(sum(_counts(entry.get("labelled"))) for entry in described)
     hidden = sum("labelled" in entry and entry["labelled"] is None for entry in described)
@@ -283,8 +282,8 @@ def _statements(run: RunData, pooled: Mapping[str, Any]) -> Html:
                 "." if "psnr" in pooled else
                 f", balanced accuracy {number(mapping(best.get('pooled')).get('balanced_accuracy'))}, "
                 f"AUC {number(mapping(best.get('pooled')).get('auc'))}.",
-                " It is chosen on a held-out part of the kept labels, never on these images; with fewer than 10 of them"
-                " per class the last round stands.",
+                " It is chosen on a held-out part of the kept labels, never on these images; where a fifth of them"
+                " is fewer than 10 of some class, none is held out and the last round stands.",
             )
         )  # fmt: skip
     return element("div", parts)

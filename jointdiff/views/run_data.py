@@ -61,6 +61,17 @@ class RunData:
         return mapping(self.config.get("run"))
 
     @property
+    def split(self) -> str:
+        """What the images are of that the run was evaluated on: `test` or `validation`."""
+        return "validation" if self.run_config.get("eval-split") == "val" else "test"
+
+    @property
+    def evaluated_on(self) -> str:
+        """What the images are called that the run was evaluated on."""
+        count = self.run_config.get("eval-scanners")
+        return f"{self.split} images" + (f" as {count} scanners show them that no hospital has" if count else "")
+
+    @property
     def dataset(self) -> dict[str, Any]:
         """What the data set says of itself."""
         return mapping(self.started.get("dataset"))

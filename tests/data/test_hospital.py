@@ -48,11 +48,11 @@ def test_a_multi_label_set_keeps_every_finding_and_some_without() -> None:
 
 
 def test_held_out_images_are_kept_labels_that_nobody_trains_on() -> None:
-    parts = hospitals(num_labels=60)
+    parts = hospitals(num_labels=120)
     held = [part.heldout for part in parts]
     assert all(h is not None and h.num_labelled == len(h) for h in held)
-    assert sum(len(h) for h in held if h is not None) == 12
-    assert sum(part.train.num_labelled for part in parts) == 48
+    assert sum(len(h) for h in held if h is not None) == 24
+    assert sum(part.train.num_labelled for part in parts) == 96
     trained = set(rows(np.concatenate([part.train.images for part in parts])))
     assert not trained & set(rows(np.concatenate([h.images for h in held if h is not None])))
 
@@ -71,13 +71,13 @@ def test_one_hospital_is_labelled_and_nine_are_not() -> None:
     assert all(part.heldout is None for part in parts[1:])
 
 
-@pytest.mark.parametrize("num_labels", [12, 60])
+@pytest.mark.parametrize("num_labels", [12, 120])
 def test_the_servers_labelled_images_are_in_no_hospital(num_labels: int) -> None:
     run = RunConfig(num_labels=num_labels, label_split="server", partition="scanner")
     own, plain = dealt_to_server(run), load_dataset("phantom").train
     heldout = own.heldout.num_labelled if own.heldout else 0
     assert own.train.num_labelled == len(own.train) and len(own.train) + heldout == num_labels
-    assert heldout == (12 if num_labels == 60 else 0)
+    assert heldout == (24 if num_labels == 120 else 0)
     assert np.bincount(own.train.labels).tolist() == [len(own.train) // 2] * 2
     assert set(rows(own.train.images)) <= set(rows(plain.images))  # as they are: no hospital's scanner
     parts = hospitals(num_labels=num_labels, label_split="server")
@@ -117,14 +117,14 @@ def test_by_source_deals_the_users_own_sources(write_arrays) -> None:
 
 
 def test_class_table_counts() -> None:
-    data = hospital_data(RunConfig(num_labels=60), 0)
+    data = hospital_data(RunConfig(num_labels=120), 0)
     assert class_table(data) == {
         "class_names": ["healthy", "lesion"],
-        "labelled": [8, 8],
-        "num_labelled": 16,
-        "num_unlabelled": 980,
-        "num_train": 996,
-        "num_heldout": 4,
+        "labelled": [16, 16],
+        "num_labelled": 32,
+        "num_unlabelled": 960,
+        "num_train": 992,
+        "num_heldout": 8,
         "test": [110, 90],
         "num_test": 200,
     }
@@ -167,3 +167,17 @@ def test_a_holdout_for_the_audit_must_leave_enough_to_train_on() -> None:
     for share in (-0.1, 0.6, float("nan")):
         with pytest.raises(ConfigError, match="audit-holdout must be a share between"):
             parse_run_config({"audit-holdout": share})
+
+
+def test_foreign_scanners_change_what_is_evaluated_and_nothing_else() -> None:
+    plain, abroad = hospitals(partition="scanner"), hospitals(partition="scanner", eval_scanners=2)
+    for before, part in zip(plain, abroad, strict=True):
+        np.testing.assert_array_equal(part.train.images, before.train.images)
+        np.testing.assert_array_equal(part.test.labels, np.tile(before.test.labels, 2))
+        assert not set(rows(part.test.images)) & set(rows(before.test.images))
+    for count in (-1, 17):
+        with pytest.raises(ConfigError, match=rf"eval-scanners must be from 0.* to 16, not {count}"):
+            parse_run_config({"eval-scanners": count})
+    sites = {"dataset": "sites", "classes": "normal,ill", "num-labels": 0, "eval-scanners": 4}
+    with pytest.raises(ConfigError, match="eval-scanners=4 makes no sense with dataset=sites"):
+        parse_run_config(sites)

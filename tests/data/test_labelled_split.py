@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jointdiff.data.labelled_split import HELDOUT_FRACTION, heldout_labels, kept_labels
+from jointdiff.data.labelled_split import HELDOUT_FRACTION, MIN_HELDOUT, heldout_labels, kept_labels
 from jointdiff.data.partition import deal
 from jointdiff.errors import ConfigError
 
@@ -103,15 +103,18 @@ def test_too_many_and_too_few() -> None:
     assert sum(map(len, keep(300))) == 300
 
 
-def test_nothing_is_held_out_below_ten_labels_per_class() -> None:
-    assert sum(map(len, heldout_labels(STRATA, keep(27), num_classes=3, seed=0))) == 0
+def test_nothing_is_held_out_where_a_fifth_is_fewer_than_ten_of_a_class() -> None:
+    rows = np.flatnonzero(STRATA < 2)
+    few, enough = ([np.concatenate([rows[STRATA[rows] == k][:count] for k in (0, 1)])] for count in (47, 48))
+    assert sum(map(len, heldout_labels(STRATA, few, num_classes=2, seed=0))) == 0
+    assert [len(held) for held in heldout_labels(STRATA, enough, num_classes=2, seed=0)] == [2 * MIN_HELDOUT]
 
 
 def test_about_a_fifth_per_class_is_held_out() -> None:
-    kept = keep(30)
-    held = heldout_labels(STRATA, kept, num_classes=3, seed=0)
+    kept = kept_labels(np.where(STRATA == 2, -1, STRATA), SHARES, 180, num_classes=2, seed=0)
+    held = heldout_labels(STRATA, kept, num_classes=2, seed=0)
     assert all(np.isin(h, k).all() for h, k in zip(held, kept, strict=True))
-    assert (table(held).sum(axis=0) == round(10 / 3 * HELDOUT_FRACTION) * 3).all()
+    assert (table(held)[:, :2] == round(30 * HELDOUT_FRACTION)).all()
     large = np.random.default_rng(1).integers(0, 3, 3000)
     shares = deal("iid", large, 3, seed=0, num_classes=3)
     all_held = heldout_labels(large, kept_labels(large, shares, 0, num_classes=3, seed=0), num_classes=3, seed=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jointdiff.data import phantom
-from jointdiff.data.scanner import Scanner, draw_scanner, render, render_set
+from jointdiff.data.scanner import Scanner, draw_scanner, render, render_set, seen_abroad
 
 SCANS = phantom.load_phantom(sizes={"train": 20, "val": 1, "test": 1}).train
 
@@ -37,3 +37,17 @@ def test_twins_still_differ_in_the_mask_alone() -> None:
     assert (shifted.masks >= SCANS.masks).all()
     healthy = SCANS.labels == 0
     assert not shifted.masks[healthy].any()
+
+
+def test_abroad_every_image_is_shown_by_every_scanner_and_keeps_its_label() -> None:
+    shown = seen_abroad(SCANS, 3, seed=(0, 1))
+    assert len(shown) == 3 * len(SCANS)
+    np.testing.assert_array_equal(shown.labels, np.tile(SCANS.labels, 3))
+    assert shown.masks is not None and shown.twins is not None and shown.sources is None
+    looks = shown.images.reshape(3, len(SCANS), -1).astype(float)
+    levels = looks.mean(axis=(1, 2))
+    assert len({round(level) for level in levels}) == 3  # each has its own brightness
+    for look in looks:  # and none changes what is shown
+        assert np.corrcoef(look.ravel(), SCANS.images.ravel())[0, 1] > 0.9
+    np.testing.assert_array_equal(seen_abroad(SCANS, 2, seed=(0, 1)).images, shown.images[: 2 * len(SCANS)])
+    assert (seen_abroad(SCANS, 1, seed=(1, 1)).images != shown.images[: len(SCANS)]).any()

@@ -147,6 +147,7 @@ def rows_of(images: ImageSet | None, scans: Scans) -> list[int]:
 
 @KINDS
 @pytest.mark.parametrize("variant", ["", "rgb"])
+@pytest.mark.usefixtures("small_holdouts")
 def test_every_kind_gives_the_same_images_and_labels(kind: str, variant: str, tmp_path: Path) -> None:
     scans = scans_of(variant)
     data = load(kind, scans, tmp_path)

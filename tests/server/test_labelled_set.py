@@ -83,6 +83,7 @@ def test_a_secure_sum_and_the_servers_own_add_up(tiny_run):
     assert all(np.allclose(plain[name], secure[name], atol=2e-3) for name in plain)
 
 
+@pytest.mark.usefixtures("small_holdouts")
 def test_held_out_labels_of_the_server_choose_the_best_round(tiny_run):
     folder = run_local(tiny_run(label_split="server", num_labels=24, num_rounds=1))
     events = read_events(folder / "events.jsonl")
@@ -131,8 +132,8 @@ def test_over_real_hospitals_the_server_brings_a_file_of_its_own(tmp_path):
     data = server_data(sites(path))
     assert data.train.labels.tolist() == [0, 1, 1, 0] and data.train.images.shape == (4, 16, 16, 1)
     assert data.heldout is None and not len(data.test)
-    many = server_data(sites(save(tmp_path / "many.npz", [0, 1] * 20)))
-    assert len(many.train) == 32 and many.heldout is not None and many.heldout.labels.tolist().count(1) == 4
+    many = server_data(sites(save(tmp_path / "many.npz", [0, 1] * 50)))
+    assert len(many.train) == 80 and many.heldout is not None and many.heldout.labels.tolist().count(1) == 10
     assert server_data(sites(path, channels=3)).train.images.shape == (4, 16, 16, 3)
 
 

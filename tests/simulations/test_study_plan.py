@@ -106,6 +106,7 @@ def test_a_method_may_go_by_anothers_seconds(planned):
     assert undecided(planned.study, decided) == []
 
 
+@pytest.mark.usefixtures("small_holdouts")
 def test_centralised_has_the_hospitals_images_and_kept_labels(tiny_run):
     run = tiny_run(partition="scanner", num_labels=6, strategy="fedprox", upload="int8")
     parts, pooled = [hospital_data(run, k) for k in range(3)], pooled_data(run)

@@ -122,6 +122,9 @@ def test_validation_numbers_are_never_called_test_numbers(run):
     assert "No test label chose" not in found["What chose what"] and "**validation** split" in found["What chose what"]
     assert found["Results"].startswith("On the validation images")
     assert "test images" not in found["Results"] + found["Data that it has seen"]
+    run = replace(run, config={"run": {**run.config["run"], "eval-scanners": 4}})
+    found = sections(model_card(run, CHECKPOINT, "best"))
+    assert found["Results"].startswith("On the validation images as 4 scanners show them that no hospital has")
 
 
 def test_privacy_is_off_unless_a_site_reports_what_it_has_spent(run):
