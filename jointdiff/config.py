@@ -19,7 +19,7 @@ from jointdiff.phase_keys import PhaseConfig, autoencoder_run
 from jointdiff.presets import preset_names, read_preset
 from jointdiff.pseudo_label_keys import check_pseudo_labels
 from jointdiff.run_keys import ROBUST_STRATEGIES, check_run
-from jointdiff.training_keys import check_head, check_views
+from jointdiff.training_keys import check_head, check_rates, check_views
 
 SITES = "sites"
 
@@ -196,6 +196,7 @@ class TrainingConfig:
     head_views: int = 20  # strong views of each labelled image that the head is solved on; 0 = the images as they are
     learning_rate: float = 1e-3
     lr_warmup_fraction: float = 0.05
+    label_lr_scale: float = 1.0  # factor on the learning rate in the rounds after the denoising warm-up
     weight_decay: float = 0.0
     grad_clip: float = 1.0  # norm; 0 disables
     ema_decay: float = 0.25  # of the server's average over rounds; 0 disables
@@ -358,6 +359,7 @@ def resolve(run: RunConfig, *, channels: int, num_outputs: int, task: str) -> Co
     model = from_mapping(ModelConfig, {**read_preset("model", name), **data}, f"model preset '{name}'")
     preset = preset_of(run)
     training = from_mapping(TrainingConfig, read_preset("training", preset), f"training preset '{preset}'")
+    check_rates(training)
     check_views(training)
     check_head(training)
     check_reconstruction(training)

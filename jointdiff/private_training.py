@@ -29,7 +29,7 @@ from jointdiff.phase_keys import PhaseConfig
 from jointdiff.privacy import PoissonBatches, PrivateSteps, chunks, refuse_what_cannot_be_private, system_generator
 from jointdiff.schedule import SCHEDULES
 from jointdiff.spaces import view_source
-from jointdiff.training import State, learning_rate_at, term_weights
+from jointdiff.training import State, learning_rate_at, rate_factor, term_weights
 
 
 @dataclass(frozen=True)
@@ -163,8 +163,9 @@ def train_private_round(
     resting = {id(p) for p in [*frozen, *loss.unused_parameters(images.shape[1:])]}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) not in resting)
+    factor = rate_factor(config, round_number)
     groups = [
-        {"params": [p for p in parameters if p.requires_grad], "scale": scale}
+        {"params": [p for p in parameters if p.requires_grad], "scale": factor * scale}
         for parameters, scale in ((body, training.body_lr_scale), (list(model.head.parameters()), 1.0))
     ]
     optimizer = torch.optim.AdamW(groups, lr=1.0, betas=(0.9, 0.99), weight_decay=training.weight_decay)

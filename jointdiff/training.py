@@ -53,6 +53,14 @@ def learning_rate_at(step: int, num_steps: int, training: TrainingConfig) -> flo
     return training.learning_rate * rise * 0.5 * (1 + math.cos(math.pi * step / num_steps))
 
 
+def rate_factor(config: Config, round_number: int) -> float:
+    """Return the factor on a round's learning rates: `label-lr-scale` after the denoising warm-up.
+
+    By then the rate of the whole run has fallen to a few hundredths, and labels would hardly move the encoder.
+    """
+    return config.training.label_lr_scale if round_number > num_warmup_rounds(config) else 1.0
+
+
 def term_weights(config: Config, round_number: int) -> TermWeights:
     """Return the weights of the loss's three terms in a round: in the warm-up the denoising loss alone.
 
@@ -147,9 +155,10 @@ def train_round(
     anchor = [p.detach().clone() for p in learned] if run.strategy == "fedprox" else []
     halving = Halving(device, f"batch-size {run.batch_size}")
     sums: dict[str, torch.Tensor] = {}
-    zero, rate = torch.zeros((), device=device), 0.0
+    zero, rate, factor = torch.zeros((), device=device), 0.0, rate_factor(config, round_number)
+    before, num_steps = (round_number - 1) * run.local_steps, run.num_rounds * run.local_steps
     for step in range(run.local_steps):
-        rate = learning_rate_at((round_number - 1) * run.local_steps + step, run.num_rounds * run.local_steps, training)
+        rate = factor * learning_rate_at(before + step, num_steps, training)
         for group in optimizer.param_groups:
             group["lr"] = rate
         with speed.precision():

@@ -1,13 +1,30 @@
-"""The training keys of views and of the solved head: what they may be, and which of them go together."""
+"""The training keys of rates, views and the solved head: what they may be, and which of them go together."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from jointdiff.errors import ConfigError
 
 if TYPE_CHECKING:
     from jointdiff.config import TrainingConfig
+
+
+def check_rates(training: TrainingConfig) -> None:
+    """Check how fast training moves.
+
+    Raises:
+        ConfigError: A rate is not positive, or a factor that would change nothing.
+    """
+    for key, value in (("learning-rate", training.learning_rate), ("label-lr-scale", training.label_lr_scale)):
+        if not 0 < value < math.inf:
+            raise ConfigError(f"{key} must be above 0, not {value}.")
+    if training.label_lr_scale != 1 and not 0 < training.warmup_fraction < 1:
+        raise ConfigError(
+            f"label-lr-scale={training.label_lr_scale} is for the rounds after a denoising warm-up: with warmup-fraction "
+            f"{training.warmup_fraction} there is no such round, or no other. Set learning-rate instead."
+        )
 
 
 def check_views(training: TrainingConfig) -> None:

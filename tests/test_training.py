@@ -14,10 +14,12 @@ from jointdiff.training import (
     head_is_calibrated_after,
     head_is_solved_after,
     learning_rate_at,
+    rate_factor,
     select_device,
     term_weights,
     train_round,
 )
+from jointdiff.training_keys import check_rates
 
 RUN = RunConfig(num_rounds=4, local_steps=2, batch_size=4, num_labels=12, device="cpu")
 MODEL = ModelConfig(width=8, multipliers=(1, 2), attention_levels=(1,), patch_size=2)
@@ -185,6 +187,34 @@ def test_the_learning_rate_rises_then_falls_to_nothing():
     rates = [learning_rate_at(s, 100, t) for s in range(100)]
     assert rates[0] == pytest.approx(1e-4) and max(rates) == pytest.approx(1e-3, rel=0.05)
     assert rates[-1] < 1e-5
+
+
+def test_after_the_warm_up_the_learning_rate_is_scaled():
+    def moved(scale, number):
+        cfg, model = config(warmup_fraction=0.5, label_lr_scale=scale), fresh()
+        start = {name: p.detach().clone() for name, p in model.named_parameters()}
+        metrics, _ = train(model, cfg, number)
+        return metrics["learning_rate"], [(p - start[n]).norm().item() for n, p in model.named_parameters()]
+
+    rounds = [rate_factor(config(warmup_fraction=0.5, label_lr_scale=4.0), number) for number in (1, 2, 3, 4)]
+    assert rounds == [1, 1, 4, 4]
+    assert moved(4.0, 2) == moved(1.0, 2)
+    (rate, far), (plain, near) = moved(4.0, 3), moved(1.0, 3)
+    assert rate == pytest.approx(4 * plain) and sum(far) > 2 * sum(near)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"label_lr_scale": 0.0}, "label-lr-scale must be above 0, not 0.0"),
+        ({"learning_rate": float("nan")}, "learning-rate must be above 0, not nan"),
+        ({"label_lr_scale": 4.0, "warmup_fraction": 0.0}, "is for the rounds after a denoising warm-up"),
+        ({"label_lr_scale": 4.0, "warmup_fraction": 1.0}, "Set learning-rate instead"),
+    ],
+)
+def test_rates_that_cannot_be_are_refused(keys, message):
+    with pytest.raises(ConfigError, match=message):
+        check_rates(TrainingConfig(**keys))
 
 
 def test_a_gpu_that_is_not_there_is_named(monkeypatch):
