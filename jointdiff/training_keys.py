@@ -23,7 +23,8 @@ def check_rates(training: TrainingConfig) -> None:
     if training.label_lr_scale != 1 and not 0 < training.warmup_fraction < 1:
         raise ConfigError(
             f"label-lr-scale={training.label_lr_scale} is for the rounds after a denoising warm-up: with "
-            f"warmup-fraction {training.warmup_fraction} there is no such round, or no other. Set learning-rate instead."
+            f"warmup-fraction {training.warmup_fraction} there is no such round, or no other. Set learning-rate "
+            "instead."
         )
 
 
