@@ -7,7 +7,7 @@ training seeds on one split are averaged first: two trainings on the same labels
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class StudyFacts:
     runner: str  # local | flwr
     notes: tuple[str, ...]  # what was not run, and why
     content: Mapping[str, Any]  # of study.yaml
+    eval_scanners: Mapping[str, int] = field(default_factory=dict)  # of each setting; 0 = images as they are
 
 
 @dataclass(frozen=True)

@@ -119,3 +119,10 @@ def test_settings_are_drawn_on_one_axis_that_ends_where_auc_does():
     first, second = (part.split("</figure>")[0] for part in page.split("<figure")[1:3])
     axes = [re.findall(r'text-anchor="middle">([0-9.]+)<', figure) for figure in (first, second)]
     assert axes[0] == axes[1] and float(axes[0][-1]) == 1.0 and float(axes[0][0]) <= 0.52
+
+
+def test_a_page_says_which_images_foreign_scanners_show():
+    facts = StudyFacts("s", "phantom", False, "val", "3", "total", "local", (), {}, {"iid": 0, "skew": 4})
+    page = study_page(ROWS, DESIGN, facts)
+    assert "In skew these images are shown as each of 4 scanners would show them that no hospital has." in page
+    assert "In iid" not in page

@@ -132,6 +132,12 @@ def what_is_equal(facts: StudyFacts, places: Sequence[str]) -> list[str]:
         "Seconds are those of the whole run, all hospitals one after the other, beside other runs on the same machine: "
         "read them as ratios.",
     ]
+    lines += [
+        f"{'These' if setting == UNNAMED else f'In {setting} these'} images are shown as each of {count} scanners would show "
+        "them that no hospital has."
+        for setting, count in facts.eval_scanners.items()
+        if count
+    ]
     if CENTRALISED in places:
         much = (
             "as many steps as all hospitals together, so as many images pass through the network"

@@ -176,7 +176,7 @@ class Running:
         return statistics.median(known) if known else None
 
     def notes(self) -> list[str]:
-        """Return what a study leaves out, and why, and what else its tables do not say."""
+        """Return what a study leaves out, and why: nothing is dropped in silence."""
         study = self.study
         lines = [f"setting '{s}' with method '{m}': excluded by the study file." for s, m in sorted(study.exclude)]
         for method, setting, count in undecided(study, self.decided):
@@ -185,11 +185,6 @@ class Running:
                 f"setting '{setting}' with method '{method}', {count or 'all'} labels: its steps are fixed once runs "
                 f"of '{like}' and '{whom}' have finished there."
             )
-        shown = {one.row.setting: one.run.eval_scanners for one in self.planned.values() if one.run.eval_scanners}
-        lines += [
-            f"setting '{name}': its images are shown as {count} scanners that no hospital has would show them."
-            for name, count in shown.items()
-        ]
         return lines
 
     def write(self, *, force: bool = False) -> Path:
@@ -221,6 +216,7 @@ class Running:
             runner=self.study.runner,
             notes=tuple(self.notes()),
             content=content,
+            eval_scanners={one.row.setting: one.run.eval_scanners for one in self.planned.values()},
         )
 
 
