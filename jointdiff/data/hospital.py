@@ -180,6 +180,6 @@ def _hospital_data(run: RunConfig, hospital_index: int) -> HospitalData:
             name: part and render_set(part, scanner, seed=(run.split_seed, hospital_index, number))
             for number, (name, part) in enumerate(parts.items())
         }
-    if run.eval_scanners:
-        parts["test"] = seen_abroad(parts["test"], run.eval_scanners, seed=(run.split_seed, hospital_index))
+    if run.eval_scanners and (test := parts["test"]) is not None:
+        parts["test"] = seen_abroad(test, run.eval_scanners, seed=(run.split_seed, hospital_index))
     return HospitalData(info=data.info, hidden_labels=hidden_labels, **parts)  # type: ignore[arg-type]

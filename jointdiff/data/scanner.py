@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -75,8 +76,9 @@ def seen_abroad(data: ImageSet, num_scanners: int, *, seed: tuple[int, int]) -> 
         render_set(data, draw_scanner(_ABROAD + k, seed=split_seed), seed=(split_seed, hospital_index, _ABROAD + k))
         for k in range(num_scanners)
     ]
-    parts = {f.name: [getattr(part, f.name) for part in shown] for f in fields(data)}
-    return ImageSet(**{name: None if some[0] is None else np.concatenate(some) for name, some in parts.items()})
+    parts: dict[str, list[Any]] = {f.name: [getattr(part, f.name) for part in shown] for f in fields(data)}
+    joined: dict[str, Any] = {name: None if some[0] is None else np.concatenate(some) for name, some in parts.items()}
+    return ImageSet(**joined)
 
 
 def _blur_matrix(size: int, sd: float) -> np.ndarray:

@@ -133,8 +133,8 @@ def what_is_equal(facts: StudyFacts, places: Sequence[str]) -> list[str]:
         "read them as ratios.",
     ]
     lines += [
-        f"{'These' if setting == UNNAMED else f'In {setting} these'} images are shown as each of {count} scanners would show "
-        "them that no hospital has."
+        f"{'These' if setting == UNNAMED else f'In {setting} these'} images are shown as each of {count} scanners "
+        "would show them that no hospital has."
         for setting, count in facts.eval_scanners.items()
         if count
     ]
