@@ -44,7 +44,14 @@ def trained(run, task="multi-class"):
 
 def one_hospital(path):
     return RunConfig(
-        dataset=f"npz:{path}", image_size=16, num_hospitals=1, num_labels=0, num_rounds=1, local_steps=40, batch_size=16
+        dataset=f"npz:{path}",
+        image_size=16,
+        num_hospitals=1,
+        num_labels=0,
+        num_rounds=1,
+        local_steps=40,
+        batch_size=16,
+        audit_holdout=0.2,
     )
 
 

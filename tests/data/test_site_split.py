@@ -21,10 +21,11 @@ def parts_of(labels: np.ndarray, **changes: Any) -> np.ndarray:
 
 
 def test_a_share_of_each_class_is_tested_on() -> None:
-    labels = np.repeat([0, 1, UNKNOWN], [50, 20, 30])
+    labels = np.repeat([0, 1, UNKNOWN], [200, 80, 30])
     parts = parts_of(labels, test_fraction=0.3)
-    assert [(parts[labels == k] == IN_TEST).sum() for k in (0, 1, UNKNOWN)] == [15, 6, 0]
-    assert (parts[labels == 0] == IN_HELDOUT).sum() == round(0.2 * 35) and not (parts == UNUSED).any()
+    assert [(parts[labels == k] == IN_TEST).sum() for k in (0, 1, UNKNOWN)] == [60, 24, 0]
+    assert [(parts[labels == k] == IN_HELDOUT).sum() for k in (0, 1, UNKNOWN)] == [28, 11, 0]
+    assert not (parts == UNUSED).any()
 
 
 def test_small_classes_keep_an_image_on_each_side() -> None:
@@ -56,10 +57,10 @@ def test_one_more_image_moves_few_others_into_the_test_part() -> None:
 
 def test_a_patient_is_on_one_side_and_what_he_leaves_over_is_unused() -> None:
     rng = np.random.default_rng(0)
-    patients = rng.integers(0, 80, 400)
-    labels = rng.integers(-1, 2, 400)
+    patients = rng.integers(0, 400, 1200)
+    labels = rng.integers(-1, 2, 1200)
     parts = parts_of(labels, patients=patients, audit_holdout=0.1)
-    for patient in range(80):
+    for patient in range(400):
         sides = set(parts[patients == patient]) - {UNUSED}
         assert len(sides) <= 1
     assert {IN_TRAIN, IN_HELDOUT, IN_NONMEMBERS, IN_TEST, UNUSED} <= set(parts.tolist())
